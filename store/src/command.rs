@@ -1,0 +1,303 @@
+//! The commands: everything that can change the replicated state, as it stands in the log.
+//!
+//! Enum variants are only ever appended; a new meaning is a new variant (docs/FORMAT.md).
+
+use bincode::{Decode, Encode};
+
+use crate::codec::{Enveloped, Kind, Payload, PayloadSource};
+use crate::ids::{BatchSeq, ClusterTime, Epoch, Incarnation, NodeId, PacketId, Position, QoS, QueueSeq, SessionId};
+use crate::message::MessageProperties;
+use crate::topic::{TopicFilter, TopicName};
+
+/// All that one node proposes at once. It is encoded once, by the node that cut it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[bincode(decode_context = "PayloadSource")]
+pub struct Batch {
+    /// Whose it is, and its number there.
+    pub origin: Origin,
+    /// In order; the n-th has number n in its [`Position`].
+    pub commands: Vec<Command>,
+}
+
+/// Where a batch comes from, and how a repeat of it is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Origin {
+    /// The next of a node's ordered, deduplicated proposal stream: applied when `seq` is the last applied
+    /// of that incarnation plus one, ignored when seen, refused when it leaves a gap or the incarnation
+    /// is closed.
+    Stream {
+        /// Proposing node.
+        node: NodeId,
+        /// Its incarnation.
+        incarnation: Incarnation,
+        /// Number in the stream, from 1.
+        seq: BatchSeq,
+    },
+    /// Outside the streams: commands that are idempotent by themselves ([`Command::NodeStarted`],
+    /// [`Command::NodeLost`], [`Command::Tick`], [`Command::AllocateNode`], settings). The nonce names the answer.
+    Direct {
+        /// Chosen at random by the proposer; only echoed.
+        nonce: u128,
+    },
+}
+
+/// A session's connection, as named by commands that come from it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Encode, Decode)]
+pub struct SessionRef {
+    /// Which session.
+    pub session: SessionId,
+    /// Which connection of it; commands of an older epoch are ignored.
+    pub epoch: Epoch,
+}
+
+/// One change of the replicated state.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[bincode(decode_context = "PayloadSource")]
+pub enum Command {
+    /// A client connects: opens, resumes or takes over its session.
+    Connect(Connect),
+    /// A connection is over.
+    Close(Close),
+    /// An application message.
+    Publish(Publish),
+    /// PUBREL for an inbound QoS 2 packet identifier: forget it, then answer PUBCOMP.
+    Release {
+        /// From.
+        from: SessionRef,
+        /// The identifier.
+        packet_id: PacketId,
+    },
+    /// Acknowledgements of a receiver, many at once.
+    Settle(Settle),
+    /// SUBSCRIBE.
+    Subscribe(Subscribe),
+    /// UNSUBSCRIBE.
+    Unsubscribe {
+        /// From.
+        from: SessionRef,
+        /// In the packet's order.
+        filters: Vec<TopicFilter>,
+    },
+    /// A node starts (or starts over). Direct. A repeat of the same nonce is a no-op.
+    NodeStarted(NodeStarted),
+    /// The leader has not heard of this incarnation for `node_timeout`. Direct; void in an entry of
+    /// another term than `term`.
+    NodeLost {
+        /// The silent incarnation.
+        incarnation: Incarnation,
+        /// Term of the leader that says so.
+        term: u64,
+    },
+    /// Nothing but the stamp: lets deadlines pass and continuations advance. Direct.
+    Tick,
+    /// Allocates a node id for a machine that wants to join. Direct; a repeat of `token` answers the same id.
+    AllocateNode {
+        /// Chosen by the joiner, kept in its data directory.
+        token: u128,
+        /// Its name and addresses.
+        info: NodeInfo,
+    },
+    /// The node left the membership for good: its incarnation is closed, its row goes, its id never returns.
+    RemoveNode {
+        /// Which.
+        node: NodeId,
+    },
+    /// Sets a replicated setting.
+    Set(Setting),
+    /// Ends a session now (an operator's delete). Direct.
+    EndSession {
+        /// Which.
+        session: SessionId,
+    },
+}
+
+/// CONNECT, normalised to MQTT 5.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[bincode(decode_context = "PayloadSource")]
+pub struct Connect {
+    /// Never empty: the front end assigns one.
+    pub client_id: String,
+    /// Clean Start: end the session that exists, if any, first.
+    pub clean_start: bool,
+    /// Session Expiry Interval in seconds; 0 makes it transient, `u32::MAX` never (both bounded by the
+    /// replicated maximum). 3.1.1: 0 with Clean Session, else `u32::MAX`.
+    pub expiry_s: u32,
+    /// How many QoS 1 and 2 deliveries may be in flight to it (the client's Receive Maximum, bounded).
+    pub receive_maximum: u16,
+    /// Will of this connection.
+    pub will: Option<Will>,
+    /// Refused when cluster time is beyond this: the client has long given up.
+    pub deadline: ClusterTime,
+}
+
+/// A will message.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[bincode(decode_context = "PayloadSource")]
+pub struct Will {
+    /// Will Delay Interval in seconds.
+    pub delay_s: u32,
+    /// Will Topic.
+    pub topic: TopicName,
+    /// Will QoS.
+    pub qos: QoS,
+    /// Will Retain.
+    pub retain: bool,
+    /// Will Properties.
+    pub properties: Option<Box<MessageProperties>>,
+    /// Message Expiry Interval in seconds, counted from its publication.
+    pub expiry_s: Option<u32>,
+    /// Will Payload.
+    pub payload: Payload,
+}
+
+/// The end of a connection, as its node saw it.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Close {
+    /// Which connection.
+    pub from: SessionRef,
+    /// Whether the will is dropped (DISCONNECT 0x00) or becomes due.
+    pub drop_will: bool,
+    /// Session Expiry Interval of a v5 DISCONNECT, when it had one.
+    pub expiry_s: Option<u32>,
+    /// First queue row that was certainly not sent on this connection.
+    pub sent_until: QueueSeq,
+}
+
+/// An application message on its way in.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[bincode(decode_context = "PayloadSource")]
+pub struct Publish {
+    /// The publisher; `None` for the administration API.
+    pub from: Option<SessionRef>,
+    /// Its packet identifier, QoS 2 only: recorded until [`Command::Release`].
+    pub packet_id: Option<PacketId>,
+    /// QoS.
+    pub qos: QoS,
+    /// RETAIN.
+    pub retain: bool,
+    /// Topic Name, alias resolved.
+    pub topic: TopicName,
+    /// MQTT 5 properties.
+    pub properties: Option<Box<MessageProperties>>,
+    /// Message Expiry Interval in seconds.
+    pub expiry_s: Option<u32>,
+    /// The bytes.
+    pub payload: Payload,
+}
+
+/// Acknowledgements of one session.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Settle {
+    /// From.
+    pub from: SessionRef,
+    /// In the order in which they came.
+    pub acks: Vec<Ack>,
+}
+
+/// One acknowledgement of one queue row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Ack {
+    /// Which row.
+    pub seq: QueueSeq,
+    /// The message in it: written for the ledger (the log alone answers where a message went).
+    pub position: Position,
+    /// What came.
+    pub kind: AckKind,
+}
+
+/// What a receiver answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum AckKind {
+    /// PUBACK, whatever its reason code [MQTT-4.8.2-6]: the row goes.
+    Puback,
+    /// PUBREC below 0x80: marked released, then PUBREL goes out.
+    Pubrec,
+    /// PUBREC of 0x80 or above: the row goes.
+    PubrecRefused,
+    /// PUBCOMP: the row goes.
+    Pubcomp,
+}
+
+/// SUBSCRIBE.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct Subscribe {
+    /// From.
+    pub from: SessionRef,
+    /// Subscription Identifier of the packet.
+    pub identifier: Option<u32>,
+    /// In the packet's order.
+    pub filters: Vec<(TopicFilter, SubscribeOptions)>,
+}
+
+/// Subscription Options.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SubscribeOptions {
+    /// Maximum QoS.
+    pub qos: QoS,
+    /// No Local.
+    pub no_local: bool,
+    /// Retain As Published.
+    pub retain_as_published: bool,
+    /// Retain Handling: 0 send, 1 send when new, 2 do not send.
+    pub retain_handling: u8,
+}
+
+/// A node's start.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NodeStarted {
+    /// Which node.
+    pub node: NodeId,
+    /// Random, new for each start.
+    pub nonce: u128,
+    /// Wall clock in milliseconds since 1970, for the first leader after a cold start.
+    pub wall_ms: u64,
+    /// Its name and addresses now.
+    pub info: NodeInfo,
+}
+
+/// What others need to know of a node.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct NodeInfo {
+    /// Its name, for people.
+    pub name: String,
+    /// MQTT address, as clients are told it.
+    pub mqtt: String,
+    /// Peer address.
+    pub peer: String,
+    /// Administration address.
+    pub admin: String,
+}
+
+/// A replicated setting. Each has a default that holds until the first `Set`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum Setting {
+    /// Byte bound of one session's queue.
+    QueueBytesMax(u64),
+    /// What happens at the bound.
+    QueueFullPolicy(QueueFullPolicy),
+    /// Largest Session Expiry Interval in seconds.
+    SessionExpiryMax(u32),
+}
+
+/// What happens to a message for which a session's queue has no room.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum QueueFullPolicy {
+    /// The publish is refused for all recipients, before any row is written (0x97).
+    Reject,
+    /// The oldest rows that were certainly not sent make room, and are counted.
+    DropOldest,
+}
+
+impl Enveloped for Batch {
+    const KIND: Kind = Kind::Batch;
+
+    fn payloads(&self, f: &mut dyn FnMut(&Payload)) {
+        for command in &self.commands {
+            match command {
+                Command::Publish(publish) => f(&publish.payload),
+                Command::Connect(Connect { will: Some(will), .. }) => f(&will.payload),
+                _ => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,183 @@
+//! What apply tells a node to do. Every replica computes the same effects; a node acts on those that
+//! name its own incarnation and learns from them, never from a reply, what became of its commands.
+
+use std::sync::Arc;
+
+use crate::command::SessionRef;
+use crate::ids::{BatchSeq, ClusterTime, Incarnation, NodeId, Position, QoS, QueueSeq, SessionId};
+use crate::message::SharedMessage;
+
+/// One thing to do or to know. In log order; deliveries and outcomes of one entry are in command order.
+#[derive(Clone, Debug)]
+pub enum Effect {
+    /// A batch of this incarnation's stream was applied: one outcome for each command, in order.
+    Applied {
+        /// Whose.
+        incarnation: Incarnation,
+        /// Which.
+        seq: BatchSeq,
+        /// One for each command.
+        outcomes: Vec<Outcome>,
+    },
+    /// A batch left a gap in its stream and was refused: resend, in order, from `expected`.
+    Gap {
+        /// Whose.
+        incarnation: Incarnation,
+        /// First batch that is missing.
+        expected: BatchSeq,
+    },
+    /// A direct batch was applied.
+    DirectApplied {
+        /// Its nonce.
+        nonce: u128,
+        /// One for each command.
+        outcomes: Vec<Outcome>,
+    },
+    /// Send this to a connection.
+    Deliver {
+        /// Incarnation that owns the session.
+        owner: Incarnation,
+        /// What.
+        delivery: Delivery,
+    },
+    /// Disconnect this connection; nothing of it is accepted any more.
+    Kick {
+        /// Incarnation that owned the session.
+        owner: Incarnation,
+        /// Which connection.
+        from: SessionRef,
+        /// Why.
+        reason: KickReason,
+    },
+    /// This incarnation is closed: its node acknowledges nothing more, disconnects its clients and starts over.
+    IncarnationClosed {
+        /// Which.
+        incarnation: Incarnation,
+        /// Its node.
+        node: NodeId,
+    },
+}
+
+/// A message for one session.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Which connection.
+    pub to: SessionRef,
+    /// Row in the session's queue; `None` for QoS 0 and for transient sessions, whose queue is the owner's memory.
+    pub seq: Option<QueueSeq>,
+    /// QoS of this delivery.
+    pub qos: QoS,
+    /// RETAIN of this delivery.
+    pub retain: bool,
+    /// Subscription Identifiers of the subscriptions that matched.
+    pub identifiers: Arc<[u32]>,
+    /// The message.
+    pub message: SharedMessage,
+}
+
+/// Why a connection is ended by the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KickReason {
+    /// Another CONNECT took the session over (0x8E).
+    TakenOver,
+    /// An operator ended it (0x98).
+    Administrative,
+}
+
+/// What became of one command.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Done; nothing more to say (Release, Settle, Close, Unsubscribe's fallback, Tick, Set, ...).
+    Done,
+    /// The session is the connection's now.
+    Connected(Connected),
+    /// CONNECT came after its deadline.
+    ConnectExpired,
+    /// The message is committed.
+    Published {
+        /// Its position.
+        position: Position,
+        /// Whether any subscription matched (else 0x10 No matching subscribers).
+        matched: bool,
+    },
+    /// A QoS 2 identifier that was recorded already: answer PUBREC again, nothing was published.
+    AlreadyRecorded,
+    /// PUBREL: whether the identifier was known (else 0x92 on v5).
+    Released {
+        /// It was recorded.
+        known: bool,
+    },
+    /// A full queue refused the message; nothing was written (0x97).
+    QueueFull,
+    /// One answer for each filter: granted QoS, or a reason code of 0x80 and above.
+    Subscribed(Vec<Result<QoS, u8>>),
+    /// One answer for each filter: whether there was such a subscription (0x00, else 0x11).
+    Unsubscribed(Vec<bool>),
+    /// The command named an older epoch or an ended session: it was ignored. Its connection is gone.
+    Fenced,
+    /// The allocated node.
+    NodeAllocated(NodeId),
+    /// The incarnation that this start of a node has; of a repeat, the one it got first.
+    NodeStarted(Incarnation),
+    /// `NodeLost` that was void (another term, or closed already), or a node that is unknown.
+    Void,
+}
+
+/// A session as its new connection finds it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Connected {
+    /// Session and epoch.
+    pub session: SessionRef,
+    /// CONNACK's Session Present.
+    pub present: bool,
+    /// Session Expiry Interval in force, seconds (bounded by the replicated maximum).
+    pub expiry_s: u32,
+    /// Deliveries are logged rows; else they come as [`Delivery`] without a row and are not settled.
+    pub durable: bool,
+    /// First row that may be unsettled: where resending starts.
+    pub queue_head: QueueSeq,
+    /// Rows below this may have been sent before: they go out with DUP=1.
+    pub sent_until: QueueSeq,
+    /// First row that did not exist yet at this CONNECT; later ones come as [`Delivery`].
+    pub queue_tail: QueueSeq,
+    /// Inbound QoS 2 identifiers that wait for their PUBREL.
+    pub inbound_qos2: Vec<crate::ids::PacketId>,
+}
+
+/// Takes the effects of a node's own incarnation as they arise. Others' are not even built.
+pub trait EffectSink {
+    /// Whether effects for this incarnation are wanted here.
+    fn wants(&self, incarnation: Incarnation) -> bool;
+    /// Takes one.
+    fn push(&mut self, effect: Effect);
+}
+
+/// Collects everything, for tests and the simulator.
+#[derive(Debug, Default)]
+pub struct AllEffects(pub Vec<Effect>);
+
+impl EffectSink for AllEffects {
+    fn wants(&self, _: Incarnation) -> bool {
+        true
+    }
+    fn push(&mut self, effect: Effect) {
+        self.0.push(effect);
+    }
+}
+
+/// What a scan of the state says about a session (administration, tests).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SessionSummary {
+    /// Which.
+    pub session: SessionId,
+    /// Client identifier.
+    pub client_id: String,
+    /// Incarnation it is connected to.
+    pub owner: Option<Incarnation>,
+    /// Unsettled rows.
+    pub queued: u64,
+    /// Bytes charged for them.
+    pub queued_bytes: u64,
+    /// When it ends, while disconnected.
+    pub expires_at: Option<ClusterTime>,
+}

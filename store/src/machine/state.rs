@@ -1,0 +1,156 @@
+//! Sessions as the machine holds them in memory: the row, the counters, and what is derived from rows.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::sync::Arc;
+
+use crate::effect::SessionSummary;
+use crate::ids::{ClusterTime, Incarnation, PacketId, Position, SessionId};
+use crate::rows::value::{CountersRow, SessionRow};
+
+use super::window::Window;
+
+/// What is due at a time. Ordered: at one moment a will is published before its session ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Deadline {
+    pub(super) at: ClusterTime,
+    pub(super) kind: DeadlineKind,
+    pub(super) session: SessionId,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum DeadlineKind {
+    Will,
+    Expiry,
+}
+
+/// One session.
+#[derive(Debug)]
+pub(super) struct Session {
+    pub(super) row: SessionRow,
+    pub(super) counters: CountersRow,
+    /// `counters` differs from its row; it is written at the end of the run.
+    pub(super) counters_dirty: bool,
+    /// Only while connected, and only when it was needed.
+    pub(super) window: Option<Box<Window>>,
+    /// Inbound QoS 2 identifiers that wait for their PUBREL.
+    pub(super) inbound: BTreeSet<PacketId>,
+    /// It has a will row; the time is when it is due.
+    pub(super) will: Option<Option<ClusterTime>>,
+    pub(super) subscriptions: u32,
+    /// Continuations that still bring retained messages.
+    pub(super) cursors: Vec<Position>,
+}
+
+impl Session {
+    pub(super) fn new(row: SessionRow) -> Self {
+        Self {
+            row,
+            counters: CountersRow::default(),
+            counters_dirty: false,
+            window: None,
+            inbound: BTreeSet::new(),
+            will: None,
+            subscriptions: 0,
+            cursors: Vec::new(),
+        }
+    }
+
+    /// Whether its Session Expiry Interval has not passed; what has passed waits only to be removed.
+    pub(super) fn is_live(&self, now: ClusterTime) -> bool {
+        self.row.expires_at.is_none_or(|at| at > now)
+    }
+}
+
+/// All sessions, and the ways to find them.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    by_id: HashMap<SessionId, Session>,
+    by_client: HashMap<Arc<str>, SessionId>,
+    /// By the incarnation they are connected to, open or not: what is left under a closed one waits to be
+    /// detached.
+    owned: BTreeMap<Incarnation, BTreeSet<SessionId>>,
+    dirty: Vec<SessionId>,
+}
+
+impl Sessions {
+    pub(super) fn get(&self, id: SessionId) -> Option<&Session> {
+        self.by_id.get(&id)
+    }
+
+    /// For everything but the owner, which [`Self::set_owner`] keeps in step, and counters
+    /// ([`Self::counters_mut`]).
+    pub(super) fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
+        self.by_id.get_mut(&id)
+    }
+
+    /// The counters, to be changed: they are written at the end of the run.
+    pub(super) fn counters_mut(&mut self, id: SessionId) -> Option<&mut CountersRow> {
+        let session = self.by_id.get_mut(&id)?;
+        if !session.counters_dirty {
+            session.counters_dirty = true;
+            self.dirty.push(id);
+        }
+        Some(&mut session.counters)
+    }
+
+    pub(super) fn take_dirty(&mut self) -> Vec<SessionId> {
+        std::mem::take(&mut self.dirty)
+    }
+
+    pub(super) fn by_client(&self, client_id: &str) -> Option<SessionId> {
+        self.by_client.get(client_id).copied()
+    }
+
+    pub(super) fn insert(&mut self, id: SessionId, session: Session) {
+        self.by_client.insert(Arc::from(session.row.client_id.as_str()), id);
+        if let Some(owner) = session.row.owner {
+            self.owned.entry(owner).or_default().insert(id);
+        }
+        self.by_id.insert(id, session);
+    }
+
+    pub(super) fn remove(&mut self, id: SessionId) -> Option<Session> {
+        self.set_owner(id, None);
+        let session = self.by_id.remove(&id)?;
+        self.by_client.remove(session.row.client_id.as_str());
+        Some(session)
+    }
+
+    pub(super) fn set_owner(&mut self, id: SessionId, owner: Option<Incarnation>) {
+        let Some(session) = self.by_id.get_mut(&id) else { return };
+        if let Some(old) = std::mem::replace(&mut session.row.owner, owner)
+            && let Some(set) = self.owned.get_mut(&old)
+        {
+            set.remove(&id);
+            if set.is_empty() {
+                self.owned.remove(&old);
+            }
+        }
+        if let Some(owner) = owner {
+            self.owned.entry(owner).or_default().insert(id);
+        }
+    }
+
+    /// The first incarnation that is not `open` but still has sessions, with up to `most` of them.
+    pub(super) fn orphans(&self, open: impl Fn(Incarnation) -> bool, most: usize) -> Vec<SessionId> {
+        let closed = self.owned.iter().filter(|(incarnation, _)| !open(**incarnation));
+        closed.flat_map(|(_, sessions)| sessions.iter().copied()).take(most).collect()
+    }
+
+    pub(super) fn summaries(&self) -> Vec<SessionSummary> {
+        let mut all: Vec<_> = self
+            .by_id
+            .iter()
+            .map(|(id, s)| SessionSummary {
+                session: *id,
+                client_id: s.row.client_id.clone(),
+                owner: s.row.owner,
+                queued: s.counters.rows,
+                queued_bytes: s.counters.bytes,
+                expires_at: s.row.expires_at,
+            })
+            .collect();
+        all.sort_by_key(|s| s.session);
+        all
+    }
+}

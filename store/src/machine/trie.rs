@@ -1,0 +1,264 @@
+//! Subscriptions by topic level: matching walks the topic's levels, never the subscriptions.
+//!
+//! The order of what it finds depends on the map's hashing, so callers sort by session: nothing that apply
+//! does may depend on it.
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::ids::{QoS, SessionId};
+use crate::rows::value::SubscriptionRow;
+use crate::topic::{TopicFilter, TopicName};
+
+/// Index of a trie node.
+type NodeIndex = usize;
+const ROOT: NodeIndex = 0;
+
+#[derive(Debug, Default)]
+struct TrieNode {
+    children: HashMap<Box<str>, NodeIndex>,
+    plus: Option<NodeIndex>,
+    /// Subscriptions whose filter ends here.
+    here: BTreeMap<SessionId, SubscriptionRow>,
+    /// Subscriptions whose filter ends here with `#`.
+    below: BTreeMap<SessionId, SubscriptionRow>,
+}
+
+impl TrieNode {
+    fn is_empty(&self) -> bool {
+        self.children.is_empty() && self.plus.is_none() && self.here.is_empty() && self.below.is_empty()
+    }
+}
+
+/// All subscriptions.
+#[derive(Debug)]
+pub(super) struct Trie {
+    nodes: Vec<TrieNode>,
+    free: Vec<NodeIndex>,
+}
+
+impl Default for Trie {
+    fn default() -> Self {
+        Self { nodes: vec![TrieNode::default()], free: Vec::new() }
+    }
+}
+
+/// What the matching subscriptions of one session say together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Match {
+    pub(super) session: SessionId,
+    /// The highest of their QoS [MQTT-3.3.4-2].
+    pub(super) qos: QoS,
+    /// One of them keeps the RETAIN flag.
+    pub(super) retain_as_published: bool,
+    /// Their Subscription Identifiers [MQTT-3.3.4-4].
+    pub(super) identifiers: Vec<u32>,
+}
+
+impl Trie {
+    fn node(&self, index: NodeIndex) -> Option<&TrieNode> {
+        self.nodes.get(index)
+    }
+
+    fn child(&self, node: NodeIndex, level: &str) -> Option<NodeIndex> {
+        let node = self.node(node)?;
+        if level == "+" { node.plus } else { node.children.get(level).copied() }
+    }
+
+    fn child_or_new(&mut self, parent: NodeIndex, level: &str) -> NodeIndex {
+        if let Some(child) = self.child(parent, level) {
+            return child;
+        }
+        let child = self.free.pop().unwrap_or_else(|| {
+            self.nodes.push(TrieNode::default());
+            self.nodes.len() - 1
+        });
+        if let Some(node) = self.nodes.get_mut(parent) {
+            if level == "+" {
+                node.plus = Some(child);
+            } else {
+                node.children.insert(level.into(), child);
+            }
+        }
+        child
+    }
+
+    /// Adds or replaces; true when it was not there.
+    pub(super) fn insert(&mut self, filter: &TopicFilter, session: SessionId, row: SubscriptionRow) -> bool {
+        let mut at = ROOT;
+        let mut is_hash = false;
+        for level in filter.levels() {
+            if level == "#" {
+                is_hash = true;
+            } else {
+                at = self.child_or_new(at, level);
+            }
+        }
+        let Some(node) = self.nodes.get_mut(at) else { return false };
+        let set = if is_hash { &mut node.below } else { &mut node.here };
+        set.insert(session, row).is_none()
+    }
+
+    /// Removes; true when it was there.
+    pub(super) fn remove(&mut self, filter: &TopicFilter, session: SessionId) -> bool {
+        let mut path = vec![(ROOT, "")];
+        let mut at = ROOT;
+        let mut is_hash = false;
+        for level in filter.levels() {
+            if level == "#" {
+                is_hash = true;
+            } else {
+                let Some(child) = self.child(at, level) else { return false };
+                path.push((child, level));
+                at = child;
+            }
+        }
+        let Some(node) = self.nodes.get_mut(at) else { return false };
+        let set = if is_hash { &mut node.below } else { &mut node.here };
+        let removed = set.remove(&session).is_some();
+        // Nodes that hold nothing go, so that the trie does not grow with what was once subscribed.
+        while let Some((index, level)) = path.pop() {
+            let Some(&(parent, _)) = path.last() else { break };
+            if !self.node(index).is_some_and(TrieNode::is_empty) {
+                break;
+            }
+            if let Some(node) = self.nodes.get_mut(index) {
+                *node = TrieNode::default();
+            }
+            if let Some(parent) = self.nodes.get_mut(parent) {
+                if level == "+" {
+                    parent.plus = None;
+                } else {
+                    parent.children.remove(level);
+                }
+            }
+            self.free.push(index);
+        }
+        removed
+    }
+
+    /// All sessions with a subscription that matches `topic`, in order of session. Subscriptions of
+    /// `publisher` with No Local do not count [MQTT-3.8.3-3].
+    pub(super) fn matches(&self, topic: &TopicName, publisher: Option<SessionId>) -> Vec<Match> {
+        let mut found: Vec<(SessionId, SubscriptionRow)> = Vec::new();
+        let mut at = vec![ROOT];
+        let mut next = Vec::new();
+        let take = |set: &BTreeMap<SessionId, SubscriptionRow>, found: &mut Vec<_>| {
+            found.extend(
+                set.iter().filter(|(s, r)| !(r.options.no_local && publisher == Some(**s))).map(|(s, r)| (*s, *r)),
+            );
+        };
+        for (depth, level) in topic.levels().enumerate() {
+            let wildcards = depth > 0 || !topic.is_dollar();
+            for node in at.drain(..).filter_map(|i| self.node(i)) {
+                if wildcards {
+                    take(&node.below, &mut found);
+                    next.extend(node.plus);
+                }
+                next.extend(node.children.get(level).copied());
+            }
+            std::mem::swap(&mut at, &mut next);
+        }
+        for node in at.into_iter().filter_map(|i| self.node(i)) {
+            take(&node.here, &mut found);
+            // `a/#` matches `a` itself.
+            take(&node.below, &mut found);
+        }
+        found.sort_by_key(|(session, row)| (*session, row.identifier));
+        let mut matches: Vec<Match> = Vec::with_capacity(found.len());
+        for (session, row) in found {
+            match matches.last_mut().filter(|m| m.session == session) {
+                Some(m) => {
+                    m.qos = m.qos.max(row.options.qos);
+                    m.retain_as_published |= row.options.retain_as_published;
+                    m.identifiers.extend(row.identifier);
+                }
+                None => matches.push(Match {
+                    session,
+                    qos: row.options.qos,
+                    retain_as_published: row.options.retain_as_published,
+                    identifiers: row.identifier.into_iter().collect(),
+                }),
+            }
+        }
+        matches
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::command::SubscribeOptions;
+    use crate::ids::Position;
+
+    fn row(qos: QoS) -> SubscriptionRow {
+        let options = SubscribeOptions { qos, no_local: false, retain_as_published: false, retain_handling: 0 };
+        SubscriptionRow { identifier: None, options }
+    }
+
+    fn session(n: u64) -> SessionId {
+        SessionId(Position::new(n, 0))
+    }
+
+    #[test]
+    fn overlapping_subscriptions_of_a_session_are_one_match_with_the_highest_qos() {
+        let mut t = Trie::default();
+        let mut with_id = row(QoS::AtMostOnce);
+        with_id.identifier = Some(9);
+        t.insert(&TopicFilter::new("a/#").unwrap(), session(1), with_id);
+        t.insert(&TopicFilter::new("a/+").unwrap(), session(1), row(QoS::ExactlyOnce));
+        let m = t.matches(&TopicName::new("a/b").unwrap(), None);
+        assert_eq!(m.len(), 1);
+        assert_eq!((m[0].qos, m[0].identifiers.as_slice()), (QoS::ExactlyOnce, &[9][..]));
+    }
+
+    #[test]
+    fn no_local_counts_only_against_its_own_session() {
+        let mut t = Trie::default();
+        let mut r = row(QoS::AtLeastOnce);
+        r.options.no_local = true;
+        t.insert(&TopicFilter::new("a").unwrap(), session(1), r);
+        t.insert(&TopicFilter::new("a").unwrap(), session(2), r);
+        let m = t.matches(&TopicName::new("a").unwrap(), Some(session(1)));
+        assert_eq!(m.iter().map(|m| m.session).collect::<Vec<_>>(), [session(2)]);
+    }
+
+    fn filter() -> impl Strategy<Value = TopicFilter> {
+        "(\\$?(a|b||\\+)/){0,3}(a|b|\\+|#|\\$s)".prop_filter_map("not a filter", |s| TopicFilter::new(&s).ok())
+    }
+
+    fn topic() -> impl Strategy<Value = TopicName> {
+        "(\\$?(a|b|)/){0,3}(a|b|\\$s)".prop_filter_map("not a topic", |s| TopicName::new(&s).ok())
+    }
+
+    proptest! {
+        #[test]
+        fn the_trie_finds_what_a_scan_finds(
+            ops in prop::collection::vec((filter(), 0..4u64, any::<bool>()), 0..40),
+            topics in prop::collection::vec(topic(), 1..8),
+        ) {
+            let mut trie = Trie::default();
+            let mut scan: BTreeMap<(String, u64), TopicFilter> = BTreeMap::new();
+            for (filter, s, add) in ops {
+                let k = (filter.as_str().to_owned(), s);
+                if add {
+                    prop_assert_eq!(trie.insert(&filter, session(s), row(QoS::AtLeastOnce)), scan.insert(k, filter).is_none());
+                } else {
+                    prop_assert_eq!(trie.remove(&filter, session(s)), scan.remove(&k).is_some());
+                }
+            }
+            for topic in &topics {
+                let mut want: Vec<_> = scan.iter().filter(|(_, f)| f.matches(topic)).map(|((_, s), _)| session(*s)).collect();
+                want.sort();
+                want.dedup();
+                let got: Vec<_> = trie.matches(topic, None).into_iter().map(|m| m.session).collect();
+                prop_assert_eq!(got, want);
+            }
+            for (k, f) in scan {
+                trie.remove(&f, session(k.1));
+            }
+            prop_assert_eq!(trie.nodes.len(), trie.free.len() + 1);
+        }
+    }
+}

@@ -1,0 +1,231 @@
+//! The whole key space.
+//!
+//! ```text
+//! key = group u16 | kind u8 | rest            integers big endian, so that keys sort as numbers
+//! ```
+//!
+//! | kind | rest | value ([`super::value`]) |
+//! |---|---|---|
+//! | 1 meta | name u8 | see [`MetaName`] |
+//! | 2 session | session u64 | `SessionRow` |
+//! | 3 counters | session u64 | `CountersRow` |
+//! | 4 subscription | session u64, filter UTF-8 | `SubscriptionRow` |
+//! | 5 queue | session u64, seq u64 | `QueueRow` |
+//! | 6 message | position u64 | [`crate::message::Message`] |
+//! | 7 references | position u64 | u32: queue rows that point to the message; absent means one |
+//! | 8 inbound | session u64, packet id u16 | position u64 of the QoS 2 PUBLISH that waits for its PUBREL |
+//! | 9 retained | topic UTF-8 | [`crate::message::Message`] |
+//! | 10 will | session u64 | `WillRow` |
+//! | 11 node | node u64 | `NodeRow` |
+//! | 12 dedup | incarnation u64 | u64: last applied batch of an open incarnation |
+//! | 13 setting | ordinal u8 | [`crate::command::Setting`] |
+//! | 14 continuation | position u64 | `ContinuationRow` |
+//! | 15 continuation mark | continuation u64, topic UTF-8 | empty: this topic's retained value is delivered |
+//!
+//! Ordinals are on disk: kept for ever, only appended.
+
+use crate::ids::{GroupId, Incarnation, NodeId, PacketId, Position, QueueSeq, SessionId};
+
+/// What a row is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum RowKind {
+    /// One of [`MetaName`].
+    Meta = 1,
+    /// A session.
+    Session = 2,
+    /// A session's sequence counters.
+    Counters = 3,
+    /// A subscription.
+    Subscription = 4,
+    /// A message queued for a session.
+    Queue = 5,
+    /// A message, once whatever the fan-out.
+    Message = 6,
+    /// How many queue rows point to a message.
+    References = 7,
+    /// An inbound QoS 2 packet identifier.
+    Inbound = 8,
+    /// A retained message.
+    Retained = 9,
+    /// A will.
+    Will = 10,
+    /// A node.
+    Node = 11,
+    /// The last batch of a proposal stream.
+    Dedup = 12,
+    /// A replicated setting.
+    Setting = 13,
+    /// Work that later entries go on with.
+    Continuation = 14,
+    /// Progress of such work, topic by topic.
+    ContinuationMark = 15,
+}
+
+/// The rows of kind meta.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum MetaName {
+    /// `AppliedRow`: where in the log these rows are, cluster time, format version.
+    Applied = 1,
+    /// Opaque bytes of the Raft layer (its membership).
+    Raft = 2,
+    /// u64: the next node id.
+    NextNode = 3,
+}
+
+/// Builds a key.
+#[derive(Debug)]
+pub struct Key(Vec<u8>);
+
+impl Key {
+    /// Only group and kind: the first key of the kind.
+    #[must_use]
+    pub fn kind(kind: RowKind) -> Self {
+        let [g0, g1] = GroupId::MAIN.0.to_be_bytes();
+        let mut key = Vec::with_capacity(19);
+        key.extend_from_slice(&[g0, g1, kind as u8]);
+        Self(key)
+    }
+
+    fn with(kind: RowKind, rest: &[u8]) -> Self {
+        let mut key = Self::kind(kind);
+        key.0.extend_from_slice(rest);
+        key
+    }
+
+    fn and(mut self, rest: &[u8]) -> Self {
+        self.0.extend_from_slice(rest);
+        self
+    }
+
+    /// The first key that does not begin with this one.
+    #[must_use]
+    pub fn end(&self) -> Vec<u8> {
+        let mut end = self.0.clone();
+        while let Some(last) = end.last_mut() {
+            if *last < u8::MAX {
+                *last += 1;
+                break;
+            }
+            end.pop();
+        }
+        end
+    }
+
+    /// Its bytes.
+    #[must_use]
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
+impl From<Key> for Box<[u8]> {
+    fn from(key: Key) -> Self {
+        key.0.into_boxed_slice()
+    }
+}
+
+/// Kind 1.
+#[must_use]
+pub fn meta(name: MetaName) -> Key {
+    Key::with(RowKind::Meta, &[name as u8])
+}
+
+/// Kinds 2, 3, 4, 5, 8, 10: of one session; for 4, 5 and 8 this is the prefix of all its rows.
+#[must_use]
+pub fn of_session(kind: RowKind, session: SessionId) -> Key {
+    Key::with(kind, &session.0.as_u64().to_be_bytes())
+}
+
+/// Kind 4.
+#[must_use]
+pub fn subscription(session: SessionId, filter: &str) -> Key {
+    of_session(RowKind::Subscription, session).and(filter.as_bytes())
+}
+
+/// Kind 5.
+#[must_use]
+pub fn queue(session: SessionId, seq: QueueSeq) -> Key {
+    of_session(RowKind::Queue, session).and(&seq.0.to_be_bytes())
+}
+
+/// Kinds 6, 7, 14, 15: named by a position.
+#[must_use]
+pub fn of_position(kind: RowKind, position: Position) -> Key {
+    Key::with(kind, &position.as_u64().to_be_bytes())
+}
+
+/// Kind 8.
+#[must_use]
+pub fn inbound(session: SessionId, packet_id: PacketId) -> Key {
+    of_session(RowKind::Inbound, session).and(&packet_id.get().to_be_bytes())
+}
+
+/// Kind 9.
+#[must_use]
+pub fn retained(topic: &str) -> Key {
+    Key::with(RowKind::Retained, topic.as_bytes())
+}
+
+/// Kind 11.
+#[must_use]
+pub fn node(node: NodeId) -> Key {
+    Key::with(RowKind::Node, &node.0.to_be_bytes())
+}
+
+/// Kind 12.
+#[must_use]
+pub fn dedup(incarnation: Incarnation) -> Key {
+    Key::with(RowKind::Dedup, &incarnation.0.as_u64().to_be_bytes())
+}
+
+/// Kind 13.
+#[must_use]
+pub fn setting(ordinal: u8) -> Key {
+    Key::with(RowKind::Setting, &[ordinal])
+}
+
+/// Kind 15.
+#[must_use]
+pub fn continuation_mark(continuation: Position, topic: &str) -> Key {
+    of_position(RowKind::ContinuationMark, continuation).and(topic.as_bytes())
+}
+
+/// What follows group and kind.
+#[must_use]
+pub(crate) fn rest(key: &[u8]) -> &[u8] {
+    key.get(3..).unwrap_or_default()
+}
+
+/// The u64 at `offset` of what follows group and kind; `None` when the key is too short.
+#[must_use]
+pub(crate) fn rest_u64(key: &[u8], offset: usize) -> Option<u64> {
+    let bytes = rest(key).get(offset..offset + 8)?;
+    Some(u64::from_be_bytes(bytes.try_into().ok()?))
+}
+
+/// A key as people read it: kind and the rest in hex.
+#[must_use]
+pub(crate) fn describe(key: &[u8]) -> String {
+    use std::fmt::Write as _;
+    let mut s = format!("kind {} ", key.get(2).copied().unwrap_or_default());
+    for b in rest(key) {
+        // Writing to a String does not fail.
+        let _ = write!(s, "{b:02x}");
+    }
+    s
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_of_a_prefix_is_behind_all_that_begins_with_it() {
+        let session = SessionId(Position::from_u64(u64::MAX));
+        let prefix = of_session(RowKind::Queue, session);
+        assert!(queue(session, QueueSeq(u64::MAX)).as_bytes() < prefix.end().as_slice());
+        assert!(prefix.end().as_slice() <= Key::kind(RowKind::Message).as_bytes());
+    }
+}

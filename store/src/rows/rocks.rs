@@ -1,0 +1,243 @@
+//! Rows in RocksDB.
+//!
+//! **Durability, on purpose the other way round than usual:** writes here are not logged and not synced
+//! (`disable_wal`). A crash falls back to the last flush, and the Raft log, which is fsynced, is replayed
+//! from the applied index that stands in the rows themselves. Hence the log is purged only up to what a
+//! flushed snapshot covers, and one `WriteBatch` (one applied run, its applied index inside) is never split
+//! over two flushes: there is one memtable, and `atomic_flush` keeps it so should column families come.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use rocksdb::checkpoint::Checkpoint;
+use rocksdb::{
+    BlockBasedOptions, Cache, DB, DBCompressionType, Direction, FlushOptions, IteratorMode, Options, ReadOptions,
+    WriteBatch, WriteOptions,
+};
+
+use super::{QueuePage, RowBatch, RowRead, RowStore, RowVisitor, RowsError, page};
+use crate::ids::{QueueSeq, SessionId};
+
+/// Sizes. They change speed and memory, never an outcome, so each node may have its own.
+#[derive(Clone, Debug)]
+pub struct RowsOptions {
+    /// Bytes of one memtable.
+    pub write_buffer_bytes: usize,
+    /// Memtables at once (one is written to while others are flushed).
+    pub write_buffers_max: i32,
+    /// Bytes of the block cache, index and filter blocks included.
+    pub block_cache_bytes: usize,
+    /// Files kept open.
+    pub open_files_max: i32,
+}
+
+impl Default for RowsOptions {
+    fn default() -> Self {
+        Self { write_buffer_bytes: 32 << 20, write_buffers_max: 3, block_cache_bytes: 32 << 20, open_files_max: 512 }
+    }
+}
+
+fn database_options(options: &RowsOptions) -> Options {
+    let mut o = Options::default();
+    o.create_if_missing(true);
+    o.set_atomic_flush(true);
+    o.set_write_buffer_size(options.write_buffer_bytes);
+    o.set_max_write_buffer_number(options.write_buffers_max);
+    o.set_max_open_files(options.open_files_max);
+    o.set_max_background_jobs(2);
+    o.set_level_compaction_dynamic_level_bytes(true);
+    o.set_compression_type(DBCompressionType::Lz4);
+    o.set_bytes_per_sync(1 << 20);
+    // hivemq-ce#183: unbounded, the LOG files of an idle database grew by 300 MB a day.
+    o.set_keep_log_file_num(4);
+    o.set_max_log_file_size(4 << 20);
+    let mut table = BlockBasedOptions::default();
+    table.set_block_cache(&Cache::new_lru_cache(options.block_cache_bytes));
+    table.set_cache_index_and_filter_blocks(true);
+    table.set_bloom_filter(10.0, false);
+    o.set_block_based_table_factory(&table);
+    o
+}
+
+/// Reads the applied rows from any thread.
+#[derive(Clone)]
+pub struct RowsReader(Arc<DB>);
+
+impl std::fmt::Debug for RowsReader {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("RowsReader").field(&self.0.path()).finish()
+    }
+}
+
+impl RowsReader {
+    /// A page of a session's queue; see [`page::queue_page`].
+    ///
+    /// # Errors
+    /// [`RowsError`] when the database fails or a row is damaged.
+    pub fn queue_page(
+        &self,
+        session: SessionId,
+        from: QueueSeq,
+        rows_max: usize,
+        bytes_max: usize,
+    ) -> Result<QueuePage, RowsError> {
+        page::queue_page(self, session, from, rows_max, bytes_max)
+    }
+
+    /// Bytes of memtables, table readers and files, for metrics: `(memory, disk)`.
+    #[must_use]
+    pub fn size_bytes(&self) -> (u64, u64) {
+        let property = |name| self.0.property_int_value(name).ok().flatten().unwrap_or_default();
+        (
+            property("rocksdb.cur-size-all-mem-tables") + property("rocksdb.estimate-table-readers-mem"),
+            property("rocksdb.live-sst-files-size"),
+        )
+    }
+}
+
+impl RowRead for RowsReader {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, RowsError> {
+        Ok(self.0.get_pinned(key)?.map(|v| Bytes::copy_from_slice(&v)))
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], f: &mut RowVisitor<'_>) -> Result<(), RowsError> {
+        let mut options = ReadOptions::default();
+        options.set_iterate_upper_bound(to);
+        let mut iterator = self.0.raw_iterator_opt(options);
+        iterator.seek(from);
+        while let Some((key, value)) = iterator.item() {
+            if f(key, value).is_break() {
+                break;
+            }
+            iterator.next();
+        }
+        // The iterator stops at an error as at the end: ask which it was.
+        Ok(iterator.status()?)
+    }
+}
+
+/// The rows of this node; one owner, the apply thread, writes them.
+#[derive(Debug)]
+pub struct RocksRows {
+    reader: RowsReader,
+}
+
+impl RocksRows {
+    /// Opens or creates the database in `dir`.
+    ///
+    /// # Errors
+    /// [`RowsError`] when the folder cannot be used or a file is damaged; nothing is repaired or skipped.
+    pub fn open(dir: &Path, options: &RowsOptions) -> Result<Self, RowsError> {
+        let database = DB::open(&database_options(options), dir)?;
+        Ok(Self { reader: RowsReader(Arc::new(database)) })
+    }
+
+    /// A reader for other threads.
+    #[must_use]
+    pub fn reader(&self) -> RowsReader {
+        self.reader.clone()
+    }
+
+    /// Writes memtables to files and waits; then what was applied is on disk.
+    ///
+    /// # Errors
+    /// [`RowsError`] when the disk refuses.
+    pub fn flush(&self) -> Result<(), RowsError> {
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        Ok(self.reader.0.flush_opt(&options)?)
+    }
+
+    /// Makes a checkpoint in `to`, a folder that does not exist yet on the same file system: all that is
+    /// applied, flushed first, by hard links.
+    ///
+    /// # Errors
+    /// [`RowsError`] when the disk refuses.
+    pub fn checkpoint(&self, to: &Path) -> Result<(), RowsError> {
+        // There is no WAL, so that whatever its size (0) says, a checkpoint has to flush first.
+        self.flush()?;
+        Ok(Checkpoint::new(self.reader.0.as_ref())?.create_checkpoint_with_log_size(to, 0)?)
+    }
+
+    /// Checks every block of every file against its checksum by reading all rows.
+    ///
+    /// # Errors
+    /// [`RowsError`] names the damaged file.
+    pub fn verify(&self) -> Result<(), RowsError> {
+        let mut options = ReadOptions::default();
+        options.fill_cache(false);
+        options.set_verify_checksums(true);
+        for row in self.reader.0.iterator_opt(IteratorMode::From(&[], Direction::Forward), options) {
+            row?;
+        }
+        Ok(())
+    }
+}
+
+impl RowRead for RocksRows {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, RowsError> {
+        self.reader.get(key)
+    }
+
+    fn scan(&self, from: &[u8], to: &[u8], f: &mut RowVisitor<'_>) -> Result<(), RowsError> {
+        self.reader.scan(from, to, f)
+    }
+}
+
+impl RowStore for RocksRows {
+    fn write(&mut self, rows: RowBatch) -> Result<(), RowsError> {
+        let mut batch = WriteBatch::default();
+        for (key, value) in rows.0 {
+            match value {
+                Some(value) => batch.put(key, value),
+                None => batch.delete(key),
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        Ok(self.reader.0.write_opt(batch, &options)?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::key::{self, RowKind};
+    use super::*;
+    use crate::ids::Position;
+
+    fn one(k: u8, v: Option<u8>) -> RowBatch {
+        let key = key::of_position(RowKind::Message, Position::new(u64::from(k), 0));
+        RowBatch(vec![(key.into(), v.map(|v| Bytes::copy_from_slice(&[v])))])
+    }
+
+    fn get(rows: &impl RowRead, k: u8) -> Option<u8> {
+        let key = key::of_position(RowKind::Message, Position::new(u64::from(k), 0));
+        rows.get(key.as_bytes()).unwrap().map(|v| v[0])
+    }
+
+    #[test]
+    fn a_crash_falls_back_to_the_last_flush_and_a_checkpoint_has_everything() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rows = RocksRows::open(&dir.path().join("a"), &RowsOptions::default()).unwrap();
+        rows.write(one(1, Some(1))).unwrap();
+        rows.flush().unwrap();
+        rows.write(one(2, Some(2))).unwrap();
+        // What a crash would leave: the files as they are, copied without the database closing.
+        let crashed = dir.path().join("crashed");
+        std::fs::create_dir(&crashed).unwrap();
+        for file in std::fs::read_dir(dir.path().join("a")).unwrap() {
+            let file = file.unwrap();
+            std::fs::copy(file.path(), crashed.join(file.file_name())).unwrap();
+        }
+        let after = RocksRows::open(&crashed, &RowsOptions::default()).unwrap();
+        assert_eq!((get(&after, 1), get(&after, 2)), (Some(1), None));
+
+        rows.checkpoint(&dir.path().join("b")).unwrap();
+        rows.write(one(1, None)).unwrap();
+        let copy = RocksRows::open(&dir.path().join("b"), &RowsOptions::default()).unwrap();
+        assert_eq!((get(&copy, 1), get(&copy, 2)), (Some(1), Some(2)));
+        copy.verify().unwrap();
+        assert_eq!(get(&rows.reader(), 1), None);
+    }
+}

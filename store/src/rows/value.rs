@@ -1,0 +1,319 @@
+//! The values of rows, to the byte.
+//!
+//! Most are an envelope of kind `Row` ([`crate::codec`]) around a bincode body. The rows that every message
+//! writes are fixed little-endian fields behind one version byte, because an envelope would be half of them:
+//!
+//! ```text
+//! QueueRow     version u8 = 1 | flags u8 | position u64 | charge u32 | Subscription Identifiers u32 ...
+//!              flags: bits 0-1 QoS, 2 RETAIN, 3 released, 4 the message has other rows (a references row)
+//! CountersRow  version u8 = 1 | next_seq u64 | head u64 | rows u64 | bytes u64 | dropped u64
+//! ```
+
+use std::sync::Arc;
+
+use bincode::{Decode, Encode};
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{RowsError, key};
+use crate::codec::{self, Enveloped, Kind, Payload, PayloadSource};
+use crate::command::{NodeInfo, Setting, SubscribeOptions, Will};
+use crate::ids::{ClusterTime, Epoch, Incarnation, Position, QoS, QueueSeq, SessionId};
+use crate::message::Message;
+
+/// Version byte of the fixed rows.
+const FIXED_VERSION: u8 = 1;
+
+/// Row format that this build writes and reads.
+pub const FORMAT_VERSION: u32 = 1;
+
+/// A row's value.
+pub(crate) trait Value: Sized {
+    fn to_bytes(&self) -> Result<Bytes, codec::CodecError>;
+    fn from_bytes(bytes: &Bytes) -> Result<Self, String>;
+
+    /// Decodes what stands at `key`.
+    fn read(key: &[u8], bytes: &Bytes) -> Result<Self, RowsError> {
+        Self::from_bytes(bytes).map_err(|reason| RowsError::Damaged { key: key::describe(key), reason })
+    }
+}
+
+impl<T: Enveloped> Value for T {
+    fn to_bytes(&self) -> Result<Bytes, codec::CodecError> {
+        codec::encode(self)
+    }
+    fn from_bytes(bytes: &Bytes) -> Result<Self, String> {
+        codec::decode(bytes).map_err(|e| e.to_string())
+    }
+}
+
+macro_rules! plain_rows {
+    ($($name:ident),*) => {$(
+        impl Enveloped for $name {
+            const KIND: Kind = Kind::Row;
+            fn payloads(&self, _: &mut dyn FnMut(&Payload)) {}
+        }
+    )*};
+}
+plain_rows!(AppliedRow, SessionRow, SubscriptionRow, NodeRow, SettingRow, ContinuationRow);
+
+impl Enveloped for Message {
+    const KIND: Kind = Kind::Message;
+    fn payloads(&self, f: &mut dyn FnMut(&Payload)) {
+        f(&self.payload);
+    }
+}
+
+impl Enveloped for WillRow {
+    const KIND: Kind = Kind::Row;
+    fn payloads(&self, f: &mut dyn FnMut(&Payload)) {
+        f(&self.will.payload);
+    }
+}
+
+/// Where in the log these rows are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub struct AppliedRow {
+    /// Row format of everything here.
+    pub format: u32,
+    /// Index of the last applied entry.
+    pub index: u64,
+    /// Its term.
+    pub term: u64,
+    /// Cluster time after it.
+    pub time: ClusterTime,
+}
+
+/// A session.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SessionRow {
+    /// Client Identifier.
+    pub client_id: String,
+    /// Latest CONNECT.
+    pub epoch: Epoch,
+    /// Incarnation it is connected to; kept when that was closed until the session is closed in its turn.
+    pub owner: Option<Incarnation>,
+    /// Session Expiry Interval in force, seconds.
+    pub expiry_s: u32,
+    /// Bound of its window.
+    pub receive_maximum: u16,
+    /// Its deliveries are rows; for ever as it was created.
+    pub durable: bool,
+    /// Rows below may have been sent on an earlier connection.
+    pub sent_until: QueueSeq,
+    /// When it ends; only while it is disconnected.
+    pub expires_at: Option<ClusterTime>,
+}
+
+/// A will, from its CONNECT until it is published or dropped.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[bincode(decode_context = "PayloadSource")]
+pub struct WillRow {
+    /// When it is published; `None` while connected.
+    pub due_at: Option<ClusterTime>,
+    /// What.
+    pub will: Will,
+}
+
+/// A subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SubscriptionRow {
+    /// Subscription Identifier.
+    pub identifier: Option<u32>,
+    /// Options.
+    pub options: SubscribeOptions,
+}
+
+/// A node.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct NodeRow {
+    /// Name and addresses.
+    pub info: NodeInfo,
+    /// The join token that it was allocated for; 0 for the first node.
+    pub token: u128,
+    /// Nonce of its last `NodeStarted`.
+    pub nonce: u128,
+    /// Its last incarnation.
+    pub incarnation: Option<Incarnation>,
+    /// Whether that is open.
+    pub is_up: bool,
+    /// Wall clock of its last start, milliseconds since 1970.
+    pub wall_ms: u64,
+}
+
+/// A setting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct SettingRow(pub Setting);
+
+/// Work that later entries go on with.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+pub enum ContinuationRow {
+    /// The rows of a session that has ended are removed.
+    Sweep {
+        /// Which.
+        session: SessionId,
+    },
+    /// Retained messages go to a new subscription.
+    Retained {
+        /// To.
+        session: SessionId,
+        /// Dropped when the session has another.
+        epoch: Epoch,
+        /// The subscription.
+        filter: String,
+        /// With what.
+        subscription: SubscriptionRow,
+        /// Position of the SUBSCRIBE: newer values are skipped.
+        until: Position,
+        /// First topic that is not looked at yet.
+        next_topic: String,
+    },
+}
+
+/// A message in a session's queue.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct QueueRow {
+    /// QoS of the delivery, 1 or 2.
+    pub qos: QoS,
+    /// RETAIN of the delivery.
+    pub retain: bool,
+    /// PUBREC was applied: only PUBREL goes out.
+    pub released: bool,
+    /// Other queue rows point to the message; a references row counts them.
+    pub is_shared: bool,
+    /// The message row.
+    pub position: Position,
+    /// Bytes charged to the session.
+    pub charge: u32,
+    /// Subscription Identifiers.
+    pub identifiers: Arc<[u32]>,
+}
+
+impl Value for QueueRow {
+    fn to_bytes(&self) -> Result<Bytes, codec::CodecError> {
+        let mut out = BytesMut::with_capacity(14 + 4 * self.identifiers.len());
+        out.put_u8(FIXED_VERSION);
+        out.put_u8(
+            self.qos as u8 | u8::from(self.retain) << 2 | u8::from(self.released) << 3 | u8::from(self.is_shared) << 4,
+        );
+        out.put_u64_le(self.position.as_u64());
+        out.put_u32_le(self.charge);
+        for identifier in self.identifiers.iter() {
+            out.put_u32_le(*identifier);
+        }
+        Ok(out.freeze())
+    }
+
+    fn from_bytes(bytes: &Bytes) -> Result<Self, String> {
+        let (head, rest) = bytes.split_at_checked(14).ok_or("a queue row has at least 14 bytes")?;
+        let [version, flags, p0, p1, p2, p3, p4, p5, p6, p7, c0, c1, c2, c3] = *head else {
+            return Err("a queue row has at least 14 bytes".into());
+        };
+        if version != FIXED_VERSION || flags & 0xe0 != 0 {
+            return Err(format!("queue row version {version}, flags {flags:#x} are not known to this build"));
+        }
+        let qos = QoS::from_u8(flags & 3).ok_or("QoS 3")?;
+        let (ids, []) = rest.as_chunks::<4>() else {
+            return Err("a queue row ends within a Subscription Identifier".into());
+        };
+        Ok(Self {
+            qos,
+            retain: flags & 4 != 0,
+            released: flags & 8 != 0,
+            is_shared: flags & 16 != 0,
+            position: Position::from_u64(u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7])),
+            charge: u32::from_le_bytes([c0, c1, c2, c3]),
+            identifiers: ids.iter().map(|id| u32::from_le_bytes(*id)).collect(),
+        })
+    }
+}
+
+/// Counters of a session's queue; written once a run, not once a message.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct CountersRow {
+    /// Number of the next row.
+    pub next_seq: QueueSeq,
+    /// No row is below.
+    pub head: QueueSeq,
+    /// Unsettled rows.
+    pub rows: u64,
+    /// Bytes charged for them.
+    pub bytes: u64,
+    /// Messages dropped because the queue was full.
+    pub dropped: u64,
+}
+
+impl Value for CountersRow {
+    fn to_bytes(&self) -> Result<Bytes, codec::CodecError> {
+        let mut out = BytesMut::with_capacity(41);
+        out.put_u8(FIXED_VERSION);
+        for n in [self.next_seq.0, self.head.0, self.rows, self.bytes, self.dropped] {
+            out.put_u64_le(n);
+        }
+        Ok(out.freeze())
+    }
+
+    fn from_bytes(bytes: &Bytes) -> Result<Self, String> {
+        let Some((&FIXED_VERSION, fields)) = bytes.split_first() else {
+            return Err("counters of a version not known to this build".into());
+        };
+        let (fields, []) = fields.as_chunks::<8>() else {
+            return Err("counters end within a number".into());
+        };
+        let [next_seq, head, rows, bytes, dropped] = *fields else {
+            return Err("counters are five numbers".into());
+        };
+        let n = u64::from_le_bytes;
+        Ok(Self {
+            next_seq: QueueSeq(n(next_seq)),
+            head: QueueSeq(n(head)),
+            rows: n(rows),
+            bytes: n(bytes),
+            dropped: n(dropped),
+        })
+    }
+}
+
+/// A bare number: references (kind 7), dedup (kind 12), the next node id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct NumberRow(pub(crate) u64);
+
+impl Value for NumberRow {
+    fn to_bytes(&self) -> Result<Bytes, codec::CodecError> {
+        Ok(Bytes::copy_from_slice(&self.0.to_le_bytes()))
+    }
+    fn from_bytes(bytes: &Bytes) -> Result<Self, String> {
+        let bytes: [u8; 8] = bytes.as_ref().try_into().map_err(|_| "a number has eight bytes")?;
+        Ok(Self(u64::from_le_bytes(bytes)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fixed_rows_come_back_as_they_were() {
+        let row = QueueRow {
+            qos: QoS::ExactlyOnce,
+            retain: true,
+            released: true,
+            is_shared: true,
+            position: Position::new(7, 9),
+            charge: 300,
+            identifiers: Arc::from([1, 268_435_455]),
+        };
+        assert_eq!(QueueRow::from_bytes(&row.to_bytes().unwrap()).unwrap(), row);
+        let counters = CountersRow { next_seq: QueueSeq(9), head: QueueSeq(3), rows: 5, bytes: 1000, dropped: 2 };
+        assert_eq!(CountersRow::from_bytes(&counters.to_bytes().unwrap()).unwrap(), counters);
+    }
+
+    #[test]
+    fn cut_or_foreign_bytes_are_refused() {
+        let row = QueueRow::from_bytes(&Bytes::from_static(&[1; 13]));
+        assert!(row.is_err());
+        assert!(QueueRow::from_bytes(&Bytes::from_static(&[1; 15])).is_err());
+        assert!(QueueRow::from_bytes(&Bytes::from_static(&[2; 14])).is_err());
+        assert!(CountersRow::from_bytes(&Bytes::from_static(&[1; 40])).is_err());
+        assert!(NumberRow::from_bytes(&Bytes::from_static(&[1; 7])).is_err());
+    }
+}
