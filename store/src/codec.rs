@@ -14,7 +14,7 @@
 //! never copied on the way from the log to a subscriber. bincode is used in this module only: it can be
 //! replaced here in a day, and golden fixtures (`store/tests/golden`) hold the bytes fast.
 
-use bincode::config::{Configuration, standard};
+use bincode::config::{Configuration, Limit, LittleEndian, Varint, standard};
 use bincode::de::{Decode, Decoder};
 use bincode::enc::{Encode, Encoder};
 use bincode::error::{DecodeError, EncodeError};
@@ -122,8 +122,10 @@ pub trait Enveloped: Encode + Decode<PayloadSource> {
     fn payloads(&self, f: &mut dyn FnMut(&Payload));
 }
 
-fn config() -> Configuration {
-    standard()
+/// With a limit: else a damaged length asks for any amount of memory, and the process aborts where it should
+/// have said what is wrong.
+fn config() -> Configuration<LittleEndian, Varint, Limit<PART_BYTES_MAX>> {
+    standard().with_limit::<PART_BYTES_MAX>()
 }
 
 /// Encodes `value` in an envelope.

@@ -9,6 +9,7 @@
 pub mod codec;
 pub mod command;
 pub mod effect;
+pub mod files;
 pub mod ids;
 pub mod log;
 pub mod machine;

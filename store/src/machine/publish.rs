@@ -115,12 +115,10 @@ impl<S: RowStore> Machine<S> {
         for found in found {
             let now = self.applied.time;
             let id = found.session;
-            if !self.sessions.get(id).is_some_and(|s| s.is_live(now)) {
-                continue;
-            }
-            matched = true;
+            // First: a session that ended with its lost connection is nobody's recipient and refuses nothing.
             self.detach_orphan(id)?;
-            let Some(session) = self.sessions.get(id) else { continue };
+            let Some(session) = self.sessions.get(id).filter(|s| s.is_live(now)) else { continue };
+            matched = true;
             let to = Addressed {
                 session: id,
                 qos: found.qos.min(message.qos),

@@ -16,6 +16,8 @@ use rocksdb::{
     WriteBatch, WriteOptions,
 };
 
+use super::key::{self, MetaName};
+use super::value::{AppliedRow, Value as _};
 use super::{QueuePage, RowBatch, RowRead, RowStore, RowVisitor, RowsError, page};
 use crate::ids::{QueueSeq, SessionId};
 
@@ -85,6 +87,27 @@ impl RowsReader {
         page::queue_page(self, session, from, rows_max, bytes_max)
     }
 
+    /// Writes memtables to files and waits; then what was applied is on disk.
+    ///
+    /// # Errors
+    /// [`RowsError`] when the disk refuses.
+    pub fn flush(&self) -> Result<(), RowsError> {
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        Ok(self.0.flush_opt(&options)?)
+    }
+
+    /// Makes a checkpoint in `to`, a folder that does not exist yet on the same file system: all that is
+    /// applied, flushed first, by hard links.
+    ///
+    /// # Errors
+    /// [`RowsError`] when the disk refuses.
+    pub fn checkpoint(&self, to: &Path) -> Result<(), RowsError> {
+        // There is no WAL, so that whatever its size (0) says, a checkpoint has to flush first.
+        self.flush()?;
+        Ok(Checkpoint::new(self.0.as_ref())?.create_checkpoint_with_log_size(to, 0)?)
+    }
+
     /// Bytes of memtables, table readers and files, for metrics: `(memory, disk)`.
     #[must_use]
     pub fn size_bytes(&self) -> (u64, u64) {
@@ -144,20 +167,33 @@ impl RocksRows {
     /// # Errors
     /// [`RowsError`] when the disk refuses.
     pub fn flush(&self) -> Result<(), RowsError> {
-        let mut options = FlushOptions::default();
-        options.set_wait(true);
-        Ok(self.reader.0.flush_opt(&options)?)
+        self.reader.flush()
     }
 
-    /// Makes a checkpoint in `to`, a folder that does not exist yet on the same file system: all that is
-    /// applied, flushed first, by hard links.
+    /// Makes a checkpoint; see [`RowsReader::checkpoint`].
     ///
     /// # Errors
     /// [`RowsError`] when the disk refuses.
     pub fn checkpoint(&self, to: &Path) -> Result<(), RowsError> {
-        // There is no WAL, so that whatever its size (0) says, a checkpoint has to flush first.
-        self.flush()?;
-        Ok(Checkpoint::new(self.reader.0.as_ref())?.create_checkpoint_with_log_size(to, 0)?)
+        self.reader.checkpoint(to)
+    }
+
+    /// Where in the log the database in `dir` is, and the Raft layer's bytes in it. It is opened for reading
+    /// only, and nobody else may have it open.
+    ///
+    /// # Errors
+    /// [`RowsError`] when it cannot be read.
+    pub fn read_applied(dir: &Path) -> Result<(AppliedRow, Bytes), RowsError> {
+        let mut options = database_options(&RowsOptions::default());
+        options.create_if_missing(false);
+        let reader = RowsReader(Arc::new(DB::open_for_read_only(&options, dir, false)?));
+        let key = key::meta(MetaName::Applied);
+        let applied = match reader.get(key.as_bytes())? {
+            Some(bytes) => AppliedRow::read(key.as_bytes(), &bytes)?,
+            None => AppliedRow::initial(),
+        };
+        let raft_state = reader.get(key::meta(MetaName::Raft).as_bytes())?.unwrap_or_default();
+        Ok((applied, raft_state))
     }
 
     /// Checks every block of every file against its checksum by reading all rows.

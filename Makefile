@@ -1,0 +1,74 @@
+# What a visitor and a developer type. Each target installs what a fresh Debian machine lacks (.ci/setup) and
+# builds in one cache outside the clone, so that RocksDB is compiled once and not once for each clone.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+
+CACHE ?= $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/quorate
+export CARGO_TARGET_DIR ?= $(CACHE)/target
+export PATH := $(HOME)/.cargo/bin:$(CACHE)/bin:$(PATH)
+
+CARGO ?= cargo
+BIN := $(CARGO_TARGET_DIR)/release
+# One profile for everything: tests run on the binary that is shipped.
+FLAGS := --release --locked
+
+.PHONY: help setup build demo test system verify fmt clippy deny doc tidy fix bench jepsen
+
+help: ## this list
+	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+
+setup:
+	@.ci/setup
+
+build: setup ## the release binaries
+	$(CARGO) build $(FLAGS) --workspace --bins
+	@echo "built: $(BIN)/quorate and $(BIN)/quorate-bench"
+
+demo: setup ## three nodes, load, the leader killed, a verdict; ARGS=--once exits after it
+	$(CARGO) build $(FLAGS) -p quorate
+	$(BIN)/quorate demo $(ARGS)
+
+test: setup ## every test; ARGS are passed on
+	@if command -v cargo-nextest >/dev/null; then \
+		$(CARGO) nextest run $(FLAGS) --workspace $(ARGS); \
+		$(CARGO) test $(FLAGS) --workspace --doc; \
+	else \
+		$(CARGO) test $(FLAGS) --workspace $(ARGS); \
+	fi
+
+system: setup ## only the tests of real processes; ARGS are passed on
+	$(CARGO) test $(FLAGS) -p quorate --test 'system_*' $(ARGS)
+
+verify: fmt clippy deny doc tidy ## all checks that are not tests; writes nothing into the tree
+
+fmt: setup
+	$(CARGO) fmt --all --check
+
+clippy: setup
+	$(CARGO) clippy $(FLAGS) --workspace --all-targets -- -D warnings
+
+# Advisories need a download of their database; without it licences, bans and sources are still checked.
+deny: setup
+	@command -v cargo-deny >/dev/null || $(CARGO) install --locked --quiet --root "$(CACHE)" cargo-deny
+	$(CARGO) deny --locked check licenses bans sources
+	@if $(CARGO) deny --locked fetch db >/dev/null 2>&1; then $(CARGO) deny --locked check advisories; \
+	else echo "deny: advisories not checked, their database cannot be had from here"; fi
+
+doc: setup
+	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(FLAGS) --workspace --no-deps --document-private-items
+
+tidy: setup
+	$(CARGO) test $(FLAGS) -p quorate-jepsen --test tidy
+
+fix: setup ## formats, applies clippy's suggestions
+	$(CARGO) fmt --all
+	$(CARGO) clippy $(FLAGS) --workspace --all-targets --fix --allow-dirty --allow-staged
+
+bench: setup ## the figures of docs/PERFORMANCE.md on this machine; ARGS are passed on
+	$(CARGO) build $(FLAGS) -p quorate -p quorate-bench
+	$(BIN)/quorate-bench suite --broker $(BIN)/quorate $(ARGS)
+
+jepsen: setup ## the history checkers' own tests, then real processes under faults
+	$(CARGO) test $(FLAGS) -p quorate-jepsen
+	$(CARGO) test $(FLAGS) -p quorate --test 'system_*' $(ARGS)

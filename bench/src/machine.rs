@@ -1,0 +1,76 @@
+//! What the machine says: processor time and memory of processes, and how long its disk takes for an fdatasync.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::path::Path;
+use std::time::Instant;
+
+use serde::Serialize;
+
+use crate::BenchError;
+use crate::histogram::Histogram;
+
+/// How many fdatasyncs are measured.
+const SYNCS: usize = 300;
+/// What is written before each: as much as a small batch in a log.
+const SYNC_BYTES: usize = 4096;
+
+/// Processor microseconds that these processes have used so far, all threads.
+pub(crate) fn cpu_us(pids: &[u32]) -> Result<u64, BenchError> {
+    let tick_us = 1_000_000 / rustix::param::clock_ticks_per_second().max(1);
+    let mut sum = 0;
+    for pid in pids {
+        let path = format!("/proc/{pid}/stat");
+        let stat = fs::read_to_string(&path).map_err(BenchError::io(&path))?;
+        // Fields 14 and 15; the second field is a name in parentheses that may hold blanks.
+        let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+        let ticks: u64 = after_name.split(' ').skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
+        sum += ticks * tick_us;
+    }
+    Ok(sum)
+}
+
+/// Memory of a process in MiB: now, and its highest.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Memory {
+    /// Resident now.
+    pub(crate) resident_mib: u64,
+    /// Resident at its highest.
+    pub(crate) peak_mib: u64,
+}
+
+/// Memory of one process.
+pub(crate) fn memory(pid: u32) -> Result<Memory, BenchError> {
+    let path = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&path).map_err(BenchError::io(&path))?;
+    let mib = |field: &str| {
+        let line = status.lines().find_map(|l| l.strip_prefix(field)).unwrap_or_default();
+        line.split_whitespace().find_map(|w| w.parse::<u64>().ok()).unwrap_or(0) / 1024
+    };
+    Ok(Memory { resident_mib: mib("VmRSS:"), peak_mib: mib("VmHWM:") })
+}
+
+/// Times of an append and its fdatasync in `dir`.
+pub(crate) fn fdatasync(dir: &Path) -> Result<Histogram, BenchError> {
+    let path = dir.join("fdatasync.probe");
+    let shown = path.display().to_string();
+    let mut file = File::create(&path).map_err(BenchError::io(&shown))?;
+    let mut times = Histogram::default();
+    for _ in 0..SYNCS {
+        file.write_all(&[0x5a; SYNC_BYTES]).map_err(BenchError::io(&shown))?;
+        let start = Instant::now();
+        file.sync_data().map_err(BenchError::io(&shown))?;
+        times.record(start.elapsed().as_nanos() as u64);
+    }
+    fs::remove_file(&path).map_err(BenchError::io(&shown))?;
+    Ok(times)
+}
+
+/// One line about this machine.
+pub(crate) fn describe() -> String {
+    let cpus = std::thread::available_parallelism().map_or(0, usize::from);
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = info.lines().find(|l| l.starts_with("model name")).and_then(|l| l.split(": ").nth(1));
+    let kernel = rustix::system::uname();
+    format!("{cpus} x {}, Linux {}", model.unwrap_or("unknown processor"), kernel.release().to_string_lossy())
+}

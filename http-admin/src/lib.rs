@@ -1,0 +1,28 @@
+//! Administration over HTTP: the cluster's state and its changes as REST, health for load balancers,
+//! metrics for Prometheus, and a page for people.
+//!
+//! It owns the HTTP server, the JSON shapes, the registry of metrics and the forwarding to the leader.
+//! It never touches the log, rows or MQTT: everything it does goes through [`ClusterAdmin`].
+
+mod cluster;
+mod dry_run;
+mod forward;
+mod metrics;
+mod problem;
+mod routes;
+mod server;
+#[cfg(test)]
+mod testkit;
+#[cfg(test)]
+mod tests;
+
+pub use cluster::{
+    AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, NodeState, NodeView,
+    Role, TransferRequest, Transferred,
+};
+pub use dry_run::{Change, Plan, Quorum, plan};
+pub use forward::{FORWARDED, Forwarder};
+pub use metrics::{Metrics, MqttSample, MqttSource};
+pub use problem::{PROBLEM_JSON, Problem};
+pub use routes::{Limits, router};
+pub use server::AdminServer;

@@ -1,0 +1,96 @@
+//! What the REST API says about a cluster, as far as the harness reads it.
+
+use std::net::SocketAddr;
+
+use serde::Deserialize;
+
+use super::{HarnessError, http};
+
+/// `GET /api/v1/cluster`.
+#[derive(Clone, Debug, Deserialize)]
+pub struct ClusterView {
+    /// Identity of the cluster.
+    pub cluster_id: String,
+    /// Node id of the leader.
+    pub leader: Option<u64>,
+    /// Raft term.
+    pub term: u64,
+    /// Committed log index.
+    pub commit: u64,
+    /// Members.
+    pub nodes: Vec<NodeView>,
+}
+
+/// A member.
+#[derive(Clone, Debug, Deserialize)]
+pub struct NodeView {
+    /// Node id.
+    pub id: u64,
+    /// Its name.
+    pub name: String,
+    /// `leader`, `follower` or `learner`.
+    pub role: String,
+    /// `up` or `lost`.
+    pub state: String,
+    /// Applied log index, as far as the asked node knows.
+    pub applied: Option<u64>,
+}
+
+impl ClusterView {
+    /// Asks one node.
+    ///
+    /// # Errors
+    /// When it does not answer, or something else.
+    pub fn of(admin: SocketAddr) -> Result<Self, HarnessError> {
+        read(admin, "/api/v1/cluster")
+    }
+
+    /// A member by name.
+    #[must_use]
+    pub fn node(&self, name: &str) -> Option<&NodeView> {
+        self.nodes.iter().find(|n| n.name == name)
+    }
+
+    /// The leader's name.
+    #[must_use]
+    pub fn leader_name(&self) -> Option<&str> {
+        self.nodes.iter().find(|n| Some(n.id) == self.leader).map(|n| n.name.as_str())
+    }
+
+    /// Members that vote and are up.
+    #[must_use]
+    pub fn voters_up(&self) -> usize {
+        self.nodes.iter().filter(|n| n.role != "learner" && n.state == "up").count()
+    }
+}
+
+/// `GET /api/v1/cluster/digest`: one node's rows by a full scan.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct DigestView {
+    /// Applied log index of the rows that were scanned.
+    pub applied: u64,
+    /// The digest, 16 hexadecimal digits.
+    pub digest: String,
+}
+
+impl DigestView {
+    /// Asks one node.
+    ///
+    /// # Errors
+    /// When it does not answer, or something else.
+    pub fn of(admin: SocketAddr) -> Result<Self, HarnessError> {
+        read(admin, "/api/v1/cluster/digest")
+    }
+}
+
+fn read<T: for<'a> Deserialize<'a>>(admin: SocketAddr, path: &str) -> Result<T, HarnessError> {
+    let answer = http::get(admin, path)?;
+    let refused = || HarnessError::Answer {
+        what: format!("GET http://{admin}{path}"),
+        answer: format!("{} {}", answer.status, answer.body),
+    };
+    if answer.status != 200 {
+        return Err(refused());
+    }
+    serde_json::from_str(&answer.body).map_err(|_| refused())
+}

@@ -1,0 +1,11 @@
+//! The proof's tools: an MQTT codec of its own, a harness for real processes, and checkers of what clients saw.
+//!
+//! It shares no code with the broker, so that a mistake there is not repeated here. The system tests
+//! (`node/tests/system_*.rs`) and the load generator run real brokers through [`harness`], speak [`wire`], write down
+//! what every client saw as a [`history::History`] and hand it to [`check::check`].
+//! The deterministic simulator of DESIGN is not here yet.
+
+pub mod check;
+pub mod harness;
+pub mod history;
+pub mod wire;

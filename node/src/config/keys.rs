@@ -1,0 +1,223 @@
+//! Every key of the configuration, once: name, type, default and words. The flags of `quorate server`,
+//! the `QUORATE_` variables, the TOML file and `quorate config default` all come from this one table.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::Deserialize;
+
+use super::value::{LogFormat, QueueFull, Value};
+
+/// One key, as help and `config default` show it.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// Its heading.
+    pub section: &'static str,
+    /// `snake_case`: the TOML key; the flag is `--kebab-case`, the variable `QUORATE_CAPITALS`.
+    pub name: &'static str,
+    /// What it does, a line each.
+    pub doc: &'static [&'static str],
+    /// A flag that may stand alone.
+    pub is_switch: bool,
+    /// A flag that takes several values.
+    pub is_list: bool,
+}
+
+macro_rules! keys {
+    ($( $section:literal { $( $(#[doc = $doc:literal])+ $key:ident: $ty:ty = $default:expr; )+ } )+) => {
+        /// A complete configuration.
+        #[derive(Clone, Debug, PartialEq, Eq)]
+        pub struct Config {
+            $($( $(#[doc = $doc])+ pub $key: $ty, )+)+
+        }
+
+        impl Default for Config {
+            fn default() -> Self {
+                Self { $($( $key: $default, )+)+ }
+            }
+        }
+
+        /// What one source (file, environment, flags) says; what it leaves out stays as it was.
+        #[derive(Clone, Debug, Default, Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct Layer {
+            $($( $key: Option<$ty>, )+)+
+        }
+
+        impl Layer {
+            /// Sets a key from the text of a flag or variable.
+            ///
+            /// # Errors
+            /// What was expected instead; nothing when there is no such key.
+            pub fn set(&mut self, key: &str, text: &str) -> Option<Result<(), String>> {
+                match key {
+                    $($( stringify!($key) => Some(<$ty>::from_text(text).map(|value| self.$key = Some(value))), )+)+
+                    _ => None,
+                }
+            }
+        }
+
+        impl Config {
+            /// Lays `layer` over this.
+            pub fn overlay(&mut self, layer: Layer) {
+                $($( if let Some(value) = layer.$key { self.$key = value; } )+)+
+            }
+
+            /// Each key with its value as TOML, in the order of the table.
+            #[must_use]
+            pub fn entries(&self) -> Vec<(Key, String)> {
+                vec![$($( (
+                    Key {
+                        section: $section,
+                        name: stringify!($key),
+                        doc: &[$($doc),+],
+                        is_switch: <$ty>::IS_SWITCH,
+                        is_list: <$ty>::IS_LIST,
+                    },
+                    self.$key.to_toml(),
+                ), )+)+]
+            }
+        }
+    };
+}
+
+keys! {
+    "Node" {
+        /// Name of this node, for people. Empty: the machine's host name.
+        name: String = String::new();
+        /// Where this node keeps its log, its rows and its identity.
+        data_dir: PathBuf = PathBuf::from("./quorate-data");
+        /// Address for MQTT clients (3.1, 3.1.1 and 5.0 on one port).
+        mqtt: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 1883));
+        /// Address for the other nodes of the cluster.
+        peer: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7400));
+        /// Address for REST, metrics, health and the web page.
+        admin: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7480));
+        /// `host:port` under which MQTT clients reach this node. Empty: the address of `mqtt`, or, when that is
+        /// 0.0.0.0 or ::, the host of `peer_advertise`. `admin_advertise` likewise.
+        mqtt_advertise: String = String::new();
+        /// `host:port` under which the other nodes reach this node. Empty: the address of `peer`.
+        peer_advertise: String = String::new();
+        /// `host:port` under which the admin interface is reached. Empty: the address of `admin`.
+        admin_advertise: String = String::new();
+        /// Accept clients, peers and administrators without authentication on addresses that are not loopback.
+        allow_anonymous: bool = false;
+    }
+    "Cluster" {
+        /// Make a new cluster of this one node. It is what an empty data directory does without `join`, too.
+        /// Ignored when the data directory belongs to a cluster already.
+        bootstrap: bool = false;
+        /// Join the cluster that answers at one of these admin addresses (`host:port`), tried in turn.
+        /// Ignored when the data directory belongs to that cluster already.
+        join: Vec<String> = Vec::new();
+        /// Token of `quorate cluster add`; empty: the node asks for an id by itself.
+        join_token: String = String::new();
+        /// How long the node asks for admission before it gives up.
+        join_timeout_ms: u64 = 60_000;
+        /// Stay a learner after joining; else the node becomes a voter by itself once it has caught up.
+        learner: bool = false;
+        /// First start of a new cluster: byte bound of one session's queue. 0: a tenth of the data disk, at least 1 GiB.
+        /// Replicated from then on: this key is not read again.
+        bootstrap_queue_bytes_max: u64 = 0;
+        /// First start of a new cluster: what a full queue does, `reject` the publisher or `drop-oldest`.
+        bootstrap_queue_full: QueueFull = QueueFull::Reject;
+        /// First start of a new cluster: largest Session Expiry Interval. 604800 is 7 days.
+        bootstrap_session_expiry_s_max: u32 = 604_800;
+    }
+    "Logging" {
+        /// `text` for people, `json` for machines; one line an event on standard error.
+        log_format: LogFormat = LogFormat::Text;
+        /// `error`, `warn`, `info`, `debug` or `trace`, or directives such as `info,quorate_raft=debug`.
+        log_level: String = "info".to_owned();
+    }
+    "MQTT" {
+        /// Worker threads. 0: one for each processor.
+        mqtt_workers: usize = 0;
+        /// Connections at a time; one more is refused with 0x89.
+        connections_max: usize = 100_000;
+        /// Largest packet that is accepted; v5 clients are told.
+        packet_bytes_max: u32 = 1_048_576;
+        /// QoS 1 and 2 publishes of one client that may be unacknowledged; v5 clients are told.
+        receive_maximum: u16 = 1_024;
+        /// QoS 1 and 2 deliveries to one client that may be unacknowledged, whatever more it allows.
+        inflight_max: u16 = 1_024;
+        /// Topic aliases that a v5 client may set.
+        topic_alias_max: u16 = 64;
+        /// Longest keep alive; v5 clients are told, others are held to it. 0: no bound.
+        keep_alive_s_max: u16 = 0;
+        /// A connection must have sent its CONNECT by then.
+        connect_timeout_ms: u64 = 10_000;
+        /// A CONNECT that is not committed by then is refused.
+        connect_deadline_ms: u64 = 10_000;
+        /// Session expiry of 3.1.1 clients with Clean Session 0, up to the replicated maximum.
+        session_expiry_s: u32 = 4_294_967_295;
+        /// Bytes that wait for one slow connection before its queue is left on disk.
+        outbound_bytes_max: usize = 262_144;
+        /// Bytes that wait for one session that does not outlive its connection; above, it is disconnected (0x97).
+        transient_queue_bytes_max: usize = 4_194_304;
+        /// Rows of a session's queue that are read at a time.
+        page_rows_max: usize = 256;
+        /// Bytes of a session's queue that are read at a time.
+        page_bytes_max: usize = 65_536;
+        /// Bytes of deliveries that wait for one worker; above, they are read from disk later and QoS 0 is dropped.
+        mailbox_bytes_max: usize = 67_108_864;
+        /// How long a stopping node takes to send its clients elsewhere.
+        drain_timeout_ms: u64 = 5_000;
+    }
+    "Consensus" {
+        /// Interval of the leader's heartbeats.
+        heartbeat_ms: u64 = 200;
+        /// Shortest election timeout: at least three heartbeats, and ten fsyncs of the disk.
+        election_ms_min: u64 = 800;
+        /// Longest election timeout; also the leader's lease.
+        election_ms_max: u64 = 1_200;
+        /// A node that is silent for so long is declared lost: wills are published, its sessions are free.
+        node_timeout_ms: u64 = 3_000;
+        /// A node without a leader that a majority backs for so long sends its clients elsewhere.
+        quorum_grace_ms: u64 = 2_000;
+        /// Bytes of commands that wait to be proposed; above, connections are not read.
+        waiting_bytes_max: usize = 16_777_216;
+        /// Commands that wait to be proposed; above, connections are not read.
+        waiting_commands_max: usize = 65_536;
+        /// Commands in one batch.
+        batch_commands_max: usize = 64;
+        /// Bytes in one batch (a single command may be longer).
+        batch_bytes_max: usize = 65_536;
+        /// Batches of this node on their way to the leader and through the log.
+        batches_in_flight_max: usize = 64;
+        /// Leader: bytes of log that wait for their fsync; above, proposals are refused.
+        unflushed_bytes_max: usize = 67_108_864;
+        /// Bytes of QoS 0 messages that wait for another node; above, they are dropped and counted.
+        qos0_bytes_max: usize = 8_388_608;
+    }
+    "Storage" {
+        /// A snapshot is taken when so many bytes of log were applied since the last.
+        snapshot_log_bytes: u64 = 268_435_456;
+        /// A snapshot is taken at least so often, while anything is new.
+        snapshot_interval_ms: u64 = 600_000;
+        /// Bytes of log kept behind the snapshot, so that a node that was away needs no snapshot.
+        log_keep_bytes: u64 = 268_435_456;
+        /// Entries of log kept behind the snapshot, at most.
+        log_keep_entries_max: u64 = 1_000_000;
+        /// Bytes of the log's newest records kept in memory for replication and apply.
+        log_tail_bytes_max: usize = 67_108_864;
+        /// Bytes of records in one synced write.
+        log_write_bytes_max: usize = 4_194_304;
+        /// Bytes of one buffer of the log database; entries that are purged before it is full are never written twice.
+        log_buffer_bytes: usize = 67_108_864;
+        /// Bytes of one buffer of the row database.
+        rows_buffer_bytes: usize = 33_554_432;
+        /// Bytes of the row database's cache.
+        rows_cache_bytes: usize = 33_554_432;
+        /// Files that the row database keeps open.
+        rows_open_files_max: u32 = 512;
+    }
+    "Administration" {
+        /// Largest request body.
+        admin_body_bytes_max: usize = 1_048_576;
+        /// A request that is not answered by then gets 503.
+        admin_timeout_ms: u64 = 10_000;
+        /// Requests that are served at a time.
+        admin_requests_max: usize = 128;
+    }
+}

@@ -1,0 +1,172 @@
+//! The types that a configuration key can have, and their two spellings: the text of a flag or an
+//! environment variable, and the TOML that `quorate config default` prints.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Deserializer};
+
+/// A type of configuration value.
+pub trait Value: Sized {
+    /// Whether the flag may stand alone (`--bootstrap`).
+    const IS_SWITCH: bool = false;
+    /// Whether the flag takes several values.
+    const IS_LIST: bool = false;
+
+    /// From a flag or an environment variable; the error says what is expected.
+    ///
+    /// # Errors
+    /// What would have been right.
+    fn from_text(text: &str) -> Result<Self, String>;
+    /// As TOML.
+    fn to_toml(&self) -> String;
+}
+
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.to_owned()).to_string()
+}
+
+impl Value for String {
+    fn from_text(text: &str) -> Result<Self, String> {
+        Ok(text.to_owned())
+    }
+    fn to_toml(&self) -> String {
+        quoted(self)
+    }
+}
+
+impl Value for PathBuf {
+    fn from_text(text: &str) -> Result<Self, String> {
+        Ok(Self::from(text))
+    }
+    fn to_toml(&self) -> String {
+        quoted(&self.to_string_lossy())
+    }
+}
+
+impl Value for SocketAddr {
+    fn from_text(text: &str) -> Result<Self, String> {
+        text.parse().map_err(|_| "expected an IP address and a port, such as 127.0.0.1:1883 or [::1]:1883".to_owned())
+    }
+    fn to_toml(&self) -> String {
+        quoted(&self.to_string())
+    }
+}
+
+impl Value for bool {
+    const IS_SWITCH: bool = true;
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        match text {
+            "true" | "1" => Ok(true),
+            "false" | "0" => Ok(false),
+            _ => Err("expected true or false".to_owned()),
+        }
+    }
+    fn to_toml(&self) -> String {
+        self.to_string()
+    }
+}
+
+macro_rules! integers {
+    ($($ty:ty),*) => {$(
+        impl Value for $ty {
+            fn from_text(text: &str) -> Result<Self, String> {
+                text.replace('_', "")
+                    .parse()
+                    .map_err(|_| format!("expected a whole number from {} to {}", Self::MIN, Self::MAX))
+            }
+            fn to_toml(&self) -> String {
+                let digits = self.to_string();
+                let mut out = String::with_capacity(digits.len() + digits.len() / 3);
+                for (place, digit) in digits.chars().enumerate() {
+                    if place > 0 && (digits.len() - place).is_multiple_of(3) {
+                        out.push('_');
+                    }
+                    out.push(digit);
+                }
+                out
+            }
+        }
+    )*};
+}
+integers!(u16, u32, u64, usize);
+
+impl Value for Vec<String> {
+    const IS_LIST: bool = true;
+
+    fn from_text(text: &str) -> Result<Self, String> {
+        Ok(text.split([',', ' ']).filter(|part| !part.is_empty()).map(str::to_owned).collect())
+    }
+    fn to_toml(&self) -> String {
+        format!("[{}]", self.iter().map(|s| quoted(s)).collect::<Vec<_>>().join(", "))
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// What happens to a message for which a session's queue has no room (see `quorate_store`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueFull {
+    /// The publisher is refused.
+    Reject,
+    /// The oldest unsent messages go.
+    DropOldest,
+}
+
+macro_rules! words {
+    ($($ty:ty { $($word:literal => $value:expr),* })*) => {$(
+        impl Value for $ty {
+            fn from_text(text: &str) -> Result<Self, String> {
+                match text {
+                    $($word => Ok($value),)*
+                    _ => Err(format!("expected one of: {}", [$($word),*].join(", "))),
+                }
+            }
+            fn to_toml(&self) -> String {
+                $(if *self == $value { return quoted($word); })*
+                String::new()
+            }
+        }
+        impl<'de> Deserialize<'de> for $ty {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = String::deserialize(deserializer)?;
+                Self::from_text(&text).map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+words! {
+    LogFormat { "text" => Self::Text, "json" => Self::Json }
+    QueueFull { "reject" => Self::Reject, "drop-oldest" => Self::DropOldest }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_read_what_they_print() {
+        assert_eq!(1_048_576_u64.to_toml(), "1_048_576");
+        assert_eq!(100_u16.to_toml(), "100");
+        assert_eq!(u64::from_text("1_048_576"), Ok(1_048_576));
+        assert_eq!(vec!["a:1".to_owned(), "b:2".to_owned()].to_toml(), r#"["a:1", "b:2"]"#);
+        assert_eq!(Vec::<String>::from_text("a:1, b:2 c"), Ok(vec!["a:1".into(), "b:2".into(), "c".into()]));
+        assert_eq!(LogFormat::Json.to_toml(), "\"json\"");
+    }
+
+    #[test]
+    fn bad_values_say_what_is_expected() {
+        assert_eq!(u16::from_text("70000"), Err("expected a whole number from 0 to 65535".to_owned()));
+        assert!(QueueFull::from_text("drop").is_err_and(|e| e.contains("drop-oldest")));
+        assert!(bool::from_text("yes").is_err());
+        assert!(SocketAddr::from_text("1883").is_err_and(|e| e.contains("127.0.0.1:1883")));
+    }
+}

@@ -1,0 +1,371 @@
+//! One socket: reads packets into its session machine, writes what comes out, watches both directions.
+//!
+//! Owns the socket, the codec and the machine of one connection, and the commands that the proposer had no
+//! room for. Reading stops while the proposer is full, while too many requests are open, and while the
+//! client does not read what it is sent; sending from the queue stops while the write buffer is full.
+//! However the connection ends, also by a panic, its slot is left, its session is closed in the log, and
+//! a CONNECT that is still waiting is withdrawn.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll};
+
+use ntex::io::{Decoded, Io, IoBoxed, IoRef, IoStatusUpdate};
+use ntex::time::Seconds;
+use ntex::util::Either;
+use quorate_raft::Submission;
+
+use super::auth::Attempt;
+use super::detect::Detect;
+use super::effects::Address;
+use super::options::{PACKETS_PER_TURN_MAX, REFUSALS_MAX};
+use super::packet::{ConnAck, Connect, Outgoing, Packet, Version};
+use super::reason::Reason;
+use super::session::{Admission, Ending, Session};
+use super::stats::{self, Stats};
+use super::strict::Reject;
+use super::wire::{self, Wire};
+use super::worker::Worker;
+
+/// A connection in its slot.
+#[derive(Debug)]
+pub(super) struct Conn {
+    pub(super) address: Address,
+    /// Incarnation of this node in which it began.
+    pub(super) incarnation: u64,
+    pub(super) session: RefCell<Session>,
+    /// Commands that the proposer had no room for, in order.
+    pub(super) stash: RefCell<VecDeque<Box<Submission>>>,
+    /// Set when the socket is gone before the CONNECT was applied.
+    pub(super) withdrawn: Arc<AtomicBool>,
+    io: IoRef,
+    version: Version,
+    /// The socket's task waits for something other than the socket.
+    paused: Cell<bool>,
+}
+
+impl Conn {
+    /// Bytes that the write buffer still takes.
+    pub(super) fn write_room(&self, bytes_max: usize) -> usize {
+        bytes_max.saturating_sub(self.buffered())
+    }
+
+    fn buffered(&self) -> usize {
+        self.io.with_write_dst_buf(|buffer| buffer.len())
+    }
+
+    /// Encodes packets into the write buffer; ntex sends them when this turn of the worker is over. False
+    /// when an answer that is owed is above the client's Maximum Packet Size: it cannot go on without it.
+    pub(super) fn write(&self, packets: &mut Vec<Outgoing>, stats: &Stats) -> bool {
+        let bytes_max = self.session.borrow().packet_bytes_max();
+        let mut complete = true;
+        let written = self.io.with_write_buf(|buffer| {
+            let before = buffer.len();
+            for packet in packets.drain(..) {
+                // The machine has weighed each PUBLISH.
+                if matches!(packet, Outgoing::Publish(_)) || wire::encoded_len(self.version, &packet) <= bytes_max {
+                    wire::encode(self.version, &packet, buffer);
+                } else {
+                    stats::add(&stats.too_large, 1);
+                    complete &= matches!(packet, Outgoing::Disconnect(..));
+                }
+            }
+            buffer.len() - before
+        });
+        packets.clear();
+        // A socket that is closing takes nothing more; its end is noticed by its task.
+        stats::add(&stats.bytes_out, written.unwrap_or(0) as u64);
+        complete
+    }
+
+    /// Whether its task may read another packet.
+    fn reads(&self, outbound_bytes_max: usize) -> bool {
+        self.session.borrow().wants_packets()
+            && self.stash.borrow().is_empty()
+            // Deliveries stop at the bound; answers to what is read may go beyond, but not without end.
+            && (self.io.is_closed() || self.buffered() < outbound_bytes_max.saturating_mul(2))
+    }
+
+    /// Wakes the socket's task when it waits for what may have changed.
+    pub(super) fn nudge(&self) {
+        let stuck = self.session.borrow().is_blocked() && !self.io.is_wr_backpressure();
+        if stuck || (self.paused.get() && self.stash.borrow().is_empty()) {
+            self.io.notify_dispatcher();
+        }
+    }
+
+    /// Sends what is buffered, then closes the socket.
+    pub(super) fn close(&self) {
+        self.io.close();
+        self.io.notify_dispatcher();
+    }
+}
+
+/// Leaves the slot whatever happens.
+struct Guard {
+    worker: Rc<Worker>,
+    conn: Rc<Conn>,
+}
+
+impl Drop for Guard {
+    fn drop(&mut self) {
+        self.conn.withdrawn.store(true, Ordering::Release);
+        self.worker.drive(&self.conn, |session, _, out| session.end(Ending::SocketClosed, out));
+        self.worker.leave(&self.conn);
+        self.worker.await_room();
+    }
+}
+
+/// Counts a socket while it exists.
+struct Counted(Rc<Worker>);
+
+impl Counted {
+    /// Also how many there are with it.
+    fn new(worker: Rc<Worker>) -> (Self, usize) {
+        let n = worker.shared.connections.fetch_add(1, Ordering::Relaxed) + 1;
+        stats::add(&worker.mailbox.stats.connections, 1);
+        stats::add(&worker.mailbox.stats.connections_total, 1);
+        (Self(worker), n)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        self.0.shared.connections.fetch_sub(1, Ordering::Relaxed);
+        self.0.mailbox.stats.connections.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Serves one socket from its first byte to its last.
+pub(super) async fn serve(io: Io, worker: Rc<Worker>) {
+    let io = IoBoxed::from(io);
+    let (_counted, connections) = Counted::new(worker.clone());
+    let options = worker.shared.options.clone();
+    if connections > options.connections_max + REFUSALS_MAX {
+        return; // not even refusals are bounded by goodwill
+    }
+    io.start_timer(seconds(options.connect_timeout.as_millis() as u64));
+    let Some((version, wire, connect)) = greet(&io, &worker).await else {
+        let _ = io.shutdown().await;
+        return;
+    };
+    io.stop_timer();
+    let conn = admit(&io, &worker, version, *connect, connections > options.connections_max);
+    let guard = Guard { worker: worker.clone(), conn: conn.clone() };
+    worker.await_room();
+    run(&io, &wire, &conn, &worker).await;
+    drop(guard);
+    let _ = io.shutdown().await;
+}
+
+fn seconds(ms: u64) -> Seconds {
+    Seconds(u16::try_from(ms.div_ceil(1000)).unwrap_or(u16::MAX).max(1))
+}
+
+/// Reads the CONNECT. Whatever else comes is answered, if there is an answer, and `None`.
+async fn greet(io: &IoBoxed, worker: &Worker) -> Option<(Version, Wire, Box<Connect>)> {
+    let version = match io.recv(&Detect).await {
+        Ok(version) => version?,
+        Err(Either::Left(error)) => {
+            tracing::debug!(%error, "not served");
+            if let Some(answer) = error.answer() {
+                let _ = io.encode_slice(answer);
+            }
+            worker.mailbox.stats.closed(error.reason());
+            return None;
+        }
+        Err(Either::Right(_)) => return None,
+    };
+    let wire = Wire::new(version, worker.shared.options.packet_bytes_max);
+    let reject = match io.recv(&wire).await {
+        Ok(Some(Packet::Connect(connect))) => return Some((version, wire, connect)),
+        Ok(Some(_)) => Reject::protocol("the first packet is no CONNECT [MQTT-3.1.0-1]"),
+        Err(Either::Left(reject)) => reject,
+        Ok(None) | Err(Either::Right(_)) => return None,
+    };
+    tracing::debug!(%reject, "a CONNECT was refused");
+    worker.mailbox.stats.closed(reject.reason);
+    let refusal = ConnAck { session_present: false, reason: reject.reason, granted: None, server_reference: None };
+    let _ = io.with_write_buf(|buffer| wire::encode(version, &Outgoing::ConnAck(Box::new(refusal)), buffer));
+    None
+}
+
+/// Enters the connection into a slot and passes its CONNECT on, or refuses it.
+fn admit(io: &IoBoxed, worker: &Rc<Worker>, version: Version, connect: Connect, crowded: bool) -> Rc<Conn> {
+    let peer = io.query::<ntex::io::types::PeerAddr>().get().map(|addr| addr.0);
+    let refused = |reason, server_reference| Admission::Refused { reason, server_reference };
+    // Read once, before anything is proposed: whoever begins in an incarnation is told when that one ends.
+    let incarnation = worker.incarnation();
+    let admission = if let Err(reason) = worker.shared.authenticator.check(Attempt { connect: &connect, peer }) {
+        refused(reason, None)
+    } else if crowded {
+        refused(Reason::SERVER_BUSY, None)
+    } else if let Some((reason, server_reference)) = worker.unavailable() {
+        refused(reason, server_reference)
+    } else if incarnation.is_none() {
+        refused(Reason::SERVER_UNAVAILABLE, None)
+    } else {
+        Admission::Granted
+    };
+    tracing::debug!(client_id = connect.client_id, ?peer, ?version, ?admission, "CONNECT");
+    let options = worker.shared.options.clone();
+    let mut out = super::session::Output::default();
+    let session = Session::connect(options, version, connect, admission, fresh_id, worker.now(), &mut out);
+    let conn = worker.enter(|address| {
+        Rc::new(Conn {
+            address,
+            incarnation: incarnation.unwrap_or(0),
+            session: RefCell::new(session),
+            stash: RefCell::default(),
+            withdrawn: Arc::new(AtomicBool::new(false)),
+            io: io.get_ref(),
+            version,
+            paused: Cell::new(false),
+        })
+    });
+    worker.drive(&conn, |_, _, shared_out| *shared_out = out);
+    conn
+}
+
+/// A client identifier that nobody has, and nobody can guess to take the session over.
+fn fresh_id() -> String {
+    format!("auto-{:032x}", rand::random::<u128>())
+}
+
+/// Runs the connection until it is over.
+async fn run(io: &IoBoxed, wire: &Wire, conn: &Rc<Conn>, worker: &Rc<Worker>) {
+    let mut armed_ms = None;
+    poll_fn(|cx| {
+        loop {
+            match turn(io, wire, conn, worker, &mut armed_ms, cx) {
+                Turn::Again => {}
+                Turn::Wait => {
+                    worker.await_room();
+                    return Poll::Pending;
+                }
+                Turn::Over => {
+                    worker.await_room();
+                    return Poll::Ready(());
+                }
+            }
+        }
+    })
+    .await;
+}
+
+enum Turn {
+    Again,
+    Wait,
+    Over,
+}
+
+/// One turn of the socket's task: status, time, writes, reads.
+fn turn(
+    io: &IoBoxed,
+    wire: &Wire,
+    conn: &Rc<Conn>,
+    worker: &Rc<Worker>,
+    armed_ms: &mut Option<u64>,
+    cx: &mut Context<'_>,
+) -> Turn {
+    io.poll_dispatch(cx);
+    let mut gone = false;
+    match io.poll_status_update(cx) {
+        Poll::Ready(IoStatusUpdate::PeerGone(_)) => gone = true,
+        Poll::Ready(IoStatusUpdate::KeepAlive) => {
+            *armed_ms = None;
+            worker.drive(conn, |session, now, out| session.tick(now, out));
+        }
+        Poll::Ready(IoStatusUpdate::WriteBackpressure) | Poll::Pending => {}
+    }
+    if conn.session.borrow().is_blocked() && !io.is_wr_backpressure() && !gone {
+        worker.drive(conn, |session, _, _| session.writable());
+    }
+    let read = read(io, wire, conn, worker);
+    if conn.session.borrow().is_over() {
+        return Turn::Over;
+    }
+    conn.paused.set(matches!(read, Read::Paused));
+    match read {
+        Read::More => {
+            cx.waker().wake_by_ref(); // after the others
+            return Turn::Wait;
+        }
+        // What a client sent before it closed still counts: its DISCONNECT may be behind what waits.
+        Read::Paused if gone && !conn.session.borrow().is_connecting() => return Turn::Wait,
+        Read::Paused | Read::Drained if gone => return Turn::Over,
+        Read::Paused => {}
+        Read::Drained => match io.poll_read_ready(cx) {
+            Poll::Pending => {}
+            Poll::Ready(_) => return Turn::Again,
+        },
+    }
+    arm(io, conn, worker, armed_ms);
+    Turn::Wait
+}
+
+enum Read {
+    /// There may be another packet: it is the others' turn.
+    More,
+    /// There is no whole packet.
+    Drained,
+    /// Nothing is read for now.
+    Paused,
+}
+
+fn read(io: &IoBoxed, wire: &Wire, conn: &Rc<Conn>, worker: &Rc<Worker>) -> Read {
+    let outbound_bytes_max = worker.shared.options.outbound_bytes_max;
+    if !conn.reads(outbound_bytes_max) {
+        return Read::Paused;
+    }
+    let mut next = io.decode_item(wire);
+    if matches!(&next, Ok(decoded) if decoded.item.is_none()) {
+        return Read::Drained;
+    }
+    let (mut read, mut consumed) = (Read::More, 0);
+    worker.drive(conn, |session, now, out| {
+        let mut packets = 0;
+        loop {
+            match next {
+                Ok(Decoded { item: Some(packet), consumed: n, .. }) => {
+                    consumed += n;
+                    session.packet(packet, now, out);
+                }
+                Ok(Decoded { item: None, .. }) => {
+                    read = Read::Drained;
+                    return;
+                }
+                Err(reject) => {
+                    tracing::debug!(%reject, "a packet was refused");
+                    session.reject(reject, out);
+                }
+            }
+            packets += 1;
+            if !session.wants_packets() {
+                read = Read::Paused;
+                return;
+            }
+            if packets == PACKETS_PER_TURN_MAX {
+                return;
+            }
+            next = io.decode_item(wire);
+        }
+    });
+    stats::add(&worker.mailbox.stats.bytes_in, consumed as u64);
+    read
+}
+
+/// Sets the timer for the machine's next deadline, unless it fires early enough anyway.
+fn arm(io: &IoBoxed, conn: &Conn, worker: &Worker, armed_ms: &mut Option<u64>) {
+    let Some(deadline) = conn.session.borrow().deadline_ms() else { return };
+    if armed_ms.is_none_or(|armed| deadline < armed) {
+        let now = worker.now().mono_ms;
+        let wait = seconds(deadline.saturating_sub(now));
+        *armed_ms = Some(now + u64::from(wait.0) * 1000);
+        io.start_timer(wait);
+    }
+}

@@ -1,0 +1,106 @@
+//! Options of the MQTT front end. Each is a limit of this node alone; whatever changes an outcome on other
+//! nodes is a replicated setting instead.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+/// Packets of one connection that are handled before another gets its turn.
+pub(crate) const PACKETS_PER_TURN_MAX: usize = 256;
+/// Commands of one connection that are proposed and not applied; above it nothing more is read from it.
+pub(crate) const REQUESTS_MAX: usize = 4096;
+/// Acknowledgements in one Settle command.
+pub(crate) const SETTLE_ACKS_MAX: usize = 512;
+/// PUBLISH packets of a 3.1.1 client that wait for room in the inbound window, in bytes; above it nothing
+/// more is read from it.
+pub(crate) const HELD_BYTES_MAX: usize = 64 * 1024;
+/// Rows that one connection keeps ready while its window is full.
+pub(crate) const READY_ROWS_MAX: usize = 1024;
+/// What a queued delivery is charged beside topic and payload.
+pub(crate) const DELIVERY_OVERHEAD_BYTES: usize = 96;
+/// Clients told to go elsewhere in one step of a drain, per worker.
+pub(crate) const DRAIN_STEP_CLIENTS: usize = 64;
+/// Pause between two steps of a drain.
+pub(crate) const DRAIN_STEP: Duration = Duration::from_millis(20);
+/// Connections above [`MqttOptions::connections_max`] that are kept just long enough to be told so.
+pub(crate) const REFUSALS_MAX: usize = 256;
+
+/// Least [`MqttOptions::packet_bytes_max`]: CONNECT has to come through.
+const PACKET_BYTES_LEAST: u32 = 1024;
+/// Least [`MqttOptions::outbound_bytes_max`].
+const OUTBOUND_BYTES_LEAST: usize = 4096;
+
+/// How the front end listens and what it allows.
+#[derive(Clone, Debug)]
+pub struct MqttOptions {
+    /// Where MQTT clients connect.
+    pub listen: SocketAddr,
+    /// Worker threads; each serves its share of the connections.
+    pub workers: usize,
+    /// Largest packet taken from a client; told to v5 clients as Maximum Packet Size.
+    pub packet_bytes_max: u32,
+    /// QoS 1 and 2 publishes of one client that may be in flight to us (Receive Maximum).
+    pub receive_maximum: u16,
+    /// QoS 1 and 2 deliveries that may be in flight to one client, whatever larger Receive Maximum it has.
+    pub inflight_max: u16,
+    /// Topic aliases a v5 client may set.
+    pub topic_alias_max: u16,
+    /// Longest keep alive in seconds, told to v5 clients as Server Keep Alive; 0 for no bound.
+    pub keep_alive_s_max: u16,
+    /// How long a new connection may take to send its CONNECT.
+    pub connect_timeout: Duration,
+    /// How long a CONNECT may take to commit; later it is refused, here and in the log.
+    pub connect_deadline: Duration,
+    /// Connections of this node; one more is refused with 0x89 (3.1.1: 3).
+    pub connections_max: usize,
+    /// Session Expiry Interval of 3.1.1 clients without Clean Session, in seconds.
+    pub session_expiry_s: u32,
+    /// Bytes that wait in one connection's write buffer before its queue is left alone.
+    pub outbound_bytes_max: usize,
+    /// Bytes that wait in memory for one transient session; above it, it is disconnected with 0x97.
+    pub transient_queue_bytes_max: usize,
+    /// Rows in one page of a session's queue.
+    pub page_rows_max: usize,
+    /// Payload bytes in one page of a session's queue.
+    pub page_bytes_max: usize,
+    /// Bytes of deliveries that wait for one worker; above it rows are left to be paged and QoS 0 is dropped.
+    pub mailbox_bytes_max: usize,
+    /// Clients need not authenticate, wherever they come from; else only those on loopback need not.
+    pub allow_anonymous: bool,
+}
+
+impl MqttOptions {
+    /// With bounds of 0 raised to what lets one packet through.
+    pub(super) fn sane(mut self) -> Self {
+        self.packet_bytes_max = self.packet_bytes_max.max(PACKET_BYTES_LEAST);
+        self.receive_maximum = self.receive_maximum.max(1);
+        self.inflight_max = self.inflight_max.max(1);
+        self.outbound_bytes_max = self.outbound_bytes_max.max(OUTBOUND_BYTES_LEAST);
+        self.page_rows_max = self.page_rows_max.max(1);
+        self.page_bytes_max = self.page_bytes_max.max(1);
+        self
+    }
+}
+
+impl Default for MqttOptions {
+    fn default() -> Self {
+        Self {
+            listen: SocketAddr::from(([127, 0, 0, 1], 1883)),
+            workers: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
+            packet_bytes_max: 1 << 20,
+            receive_maximum: 1024,
+            inflight_max: 1024,
+            topic_alias_max: 64,
+            keep_alive_s_max: 0,
+            connect_timeout: Duration::from_secs(10),
+            connect_deadline: Duration::from_secs(10),
+            connections_max: 100_000,
+            session_expiry_s: u32::MAX,
+            outbound_bytes_max: 256 * 1024,
+            transient_queue_bytes_max: 4 << 20,
+            page_rows_max: 256,
+            page_bytes_max: 64 * 1024,
+            mailbox_bytes_max: 64 << 20,
+            allow_anonymous: false,
+        }
+    }
+}

@@ -1,0 +1,298 @@
+//! The front end as a whole: the listener, the workers, and how they start, drain and stop.
+//!
+//! The log has to know where to send its effects before it starts, and the workers need the log: so
+//! [`MqttFront::new`] makes the mailboxes, [`MqttFront::effects`] is given to the log, and
+//! [`MqttFront::start`] opens the listener.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+
+use ntex::SharedCfg;
+use ntex::io::{Io, IoConfig};
+use ntex::time::Seconds;
+use quorate_raft::NodeEffects;
+use thiserror::Error;
+use tokio::sync::{mpsc, oneshot};
+
+use super::auth::{Anonymous, Authenticator};
+use super::backend::Backend;
+use super::conn;
+use super::effects::{FrontEffects, Mailbox, ToWorker};
+use super::options::{MqttOptions, REFUSALS_MAX};
+use super::reason::Reason;
+use super::stats::{Stats, StatsSnapshot};
+use super::worker::{Shared, Worker};
+
+/// Connections that wait to be accepted.
+const BACKLOG: i32 = 2048;
+/// How long a closing socket may take to send what is buffered.
+const DISCONNECT_TIMEOUT: Seconds = Seconds(2);
+/// Read buffer of a socket; it grows to the packet that does not fit.
+const READ_BUFFER_BYTES: usize = 16 * 1024 - 24;
+/// Buffers that a worker keeps for the next socket.
+const BUFFERS_KEPT: usize = 128;
+/// Free room below which a buffer is replaced.
+const BUFFER_LOW_BYTES: usize = 1024;
+
+/// Why the front end did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The address cannot be listened on.
+    #[error("cannot listen for MQTT on {address}: {source}; is another broker running there? choose another --mqtt")]
+    Listen {
+        /// Which.
+        address: SocketAddr,
+        /// Why.
+        source: io::Error,
+    },
+    /// No thread.
+    #[error("cannot start the MQTT threads: {0}")]
+    Thread(#[source] io::Error),
+    /// More workers than a ticket can name, or none.
+    #[error("{0} MQTT workers: there can be 1 to 1024")]
+    Workers(usize),
+}
+
+/// Called when a worker dies: its connections would hang, so the process must end.
+pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// The front end before it listens.
+#[derive(Debug)]
+pub struct MqttFront {
+    options: Arc<MqttOptions>,
+    authenticator: Arc<dyn Authenticator>,
+    effects: Arc<FrontEffects>,
+    incarnation: Arc<AtomicU64>,
+    mailboxes: Vec<Mailbox>,
+    receivers: Vec<mpsc::UnboundedReceiver<ToWorker>>,
+}
+
+impl MqttFront {
+    /// Prepares the workers' mailboxes.
+    ///
+    /// # Errors
+    /// [`StartError::Workers`].
+    pub fn new(options: MqttOptions) -> Result<Self, StartError> {
+        if !(1..=1024).contains(&options.workers) {
+            return Err(StartError::Workers(options.workers));
+        }
+        let options = options.sane();
+        let (mailboxes, receivers): (Vec<_>, Vec<_>) = (0..options.workers)
+            .map(|_| {
+                let (tx, rx) = mpsc::unbounded_channel();
+                (Mailbox { tx, bytes: Arc::default(), stats: Arc::new(Stats::default()) }, rx)
+            })
+            .unzip();
+        let incarnation = Arc::new(AtomicU64::new(0));
+        let effects = FrontEffects::new(mailboxes.clone(), options.mailbox_bytes_max, incarnation.clone());
+        Ok(Self {
+            authenticator: Arc::new(Anonymous { everywhere: options.allow_anonymous }),
+            options: Arc::new(options),
+            effects: Arc::new(effects),
+            incarnation,
+            mailboxes,
+            receivers,
+        })
+    }
+
+    /// Replaces the rule of who may connect.
+    #[must_use]
+    pub fn with_authenticator(mut self, authenticator: Arc<dyn Authenticator>) -> Self {
+        self.authenticator = authenticator;
+        self
+    }
+
+    /// What the apply thread calls.
+    #[must_use]
+    pub fn effects(&self) -> Arc<dyn NodeEffects> {
+        self.effects.clone()
+    }
+
+    /// Opens the listener and starts the workers. Clients are refused with 0x88 until this node has an
+    /// incarnation and a quorum.
+    ///
+    /// # Errors
+    /// [`StartError`] when the address is taken or a thread cannot be had.
+    pub fn start(self, backend: Arc<dyn Backend>, on_fatal: OnFatal) -> Result<MqttServer, StartError> {
+        let listen = |source| StartError::Listen { address: self.options.listen, source };
+        let listener = ntex::server::create_tcp_listener(self.options.listen, BACKLOG).map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        let shared = Arc::new(Shared {
+            options: self.options,
+            authenticator: self.authenticator,
+            connections: AtomicUsize::new(0),
+            incarnation: self.incarnation,
+        });
+        let threads = Threads {
+            shared,
+            backend,
+            mailboxes: self.mailboxes.clone(),
+            receivers: Arc::new(Mutex::new(self.receivers.into_iter().map(Some).collect())),
+            next: Arc::new(AtomicU16::new(0)),
+            on_fatal,
+        };
+        let (stop, stopped) = oneshot::channel();
+        let thread = std::thread::Builder::new()
+            .name("mqtt".into())
+            .spawn(move || {
+                let on_fatal = threads.on_fatal.clone();
+                if let Err(error) = run(listener, threads, stopped) {
+                    on_fatal(&format!("the MQTT listener failed: {error}"));
+                }
+            })
+            .map_err(StartError::Thread)?;
+        tracing::info!(%address, "listening for MQTT");
+        Ok(MqttServer {
+            address,
+            mailboxes: self.mailboxes,
+            stop: Mutex::new(Some(stop)),
+            thread: Mutex::new(Some(thread)),
+        })
+    }
+}
+
+/// What the worker threads are made of.
+#[derive(Clone)]
+struct Threads {
+    shared: Arc<Shared>,
+    backend: Arc<dyn Backend>,
+    mailboxes: Vec<Mailbox>,
+    receivers: Arc<Mutex<Vec<Option<mpsc::UnboundedReceiver<ToWorker>>>>>,
+    next: Arc<AtomicU16>,
+    on_fatal: OnFatal,
+}
+
+impl Threads {
+    /// The worker of the thread that calls this, with its mailbox being served. `None` for a thread that
+    /// replaces one that died: its mailbox is gone, and with it the outcomes its clients wait for.
+    fn worker(&self) -> Option<std::rc::Rc<Worker>> {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let mailbox = self.mailboxes.get(usize::from(id))?.clone();
+        let rx = self.receivers.lock().unwrap_or_else(PoisonError::into_inner).get_mut(usize::from(id))?.take()?;
+        let worker = Worker::new(id, self.shared.clone(), self.backend.clone(), mailbox);
+        let alarm = Alarm(self.on_fatal.clone());
+        let serving = worker.clone().serve_mailbox(rx);
+        ntex::rt::spawn(async move {
+            let alarm = alarm;
+            serving.await;
+            drop(alarm);
+        });
+        Some(worker)
+    }
+}
+
+/// Raises the alarm when a worker's mailbox task panics.
+struct Alarm(OnFatal);
+
+impl Drop for Alarm {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            (self.0)("an MQTT worker panicked: its connections would hang");
+        }
+    }
+}
+
+/// The ntex system: accepts, hands sockets to workers, stops when told.
+fn run(listener: std::net::TcpListener, threads: Threads, stopped: oneshot::Receiver<()>) -> io::Result<()> {
+    let options = threads.shared.options.clone();
+    let io = IoConfig::new()
+        .set_disconnect_timeout(DISCONNECT_TIMEOUT)
+        .set_read_buf(READ_BUFFER_BYTES, BUFFER_LOW_BYTES, BUFFERS_KEPT)
+        .set_write_buf(options.outbound_bytes_max, BUFFER_LOW_BYTES, BUFFERS_KEPT);
+    ntex::rt::System::new("mqtt", ntex::rt::DefaultRuntime).block_on(async move {
+        let config: SharedCfg = SharedCfg::new("mqtt").add(io).into();
+        let server = ntex::server::build()
+            .disable_signals()
+            .workers(options.workers)
+            .maxconn(options.connections_max.saturating_add(REFUSALS_MAX * 2))
+            .listen("mqtt", listener, async move |_| {
+                let worker = threads.worker();
+                if worker.is_none() {
+                    (threads.on_fatal)("an MQTT worker died and was started again");
+                }
+                ntex::fn_service(move |io: Io| {
+                    let worker = worker.clone();
+                    async move {
+                        if let Some(worker) = worker {
+                            conn::serve(io, worker).await;
+                        }
+                        Ok::<_, io::Error>(())
+                    }
+                })
+            })?
+            .config("mqtt", config)
+            .run();
+        let handle = server.clone();
+        ntex::rt::spawn(async move {
+            let _ = stopped.await; // also when the front end is dropped
+            handle.stop(false).await;
+        });
+        server.await
+    })
+}
+
+/// The front end while it serves.
+#[derive(Debug)]
+pub struct MqttServer {
+    address: SocketAddr,
+    mailboxes: Vec<Mailbox>,
+    stop: Mutex<Option<oneshot::Sender<()>>>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl MqttServer {
+    /// Where it listens, with the port that was chosen for port 0.
+    #[must_use]
+    pub fn local_addr(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// Counters of all workers.
+    #[must_use]
+    pub fn stats(&self) -> StatsSnapshot {
+        StatsSnapshot::of(&self.mailboxes.iter().map(|m| &*m.stats))
+    }
+
+    /// Sends all clients away, a few at a time, and from now on refuses new ones: to `server_reference`
+    /// (0x9C) when there is another server, else with 0x8B. Clients of 3.1.1 are only closed. Returns when
+    /// all have been told.
+    pub async fn drain(&self, server_reference: Option<Arc<str>>) {
+        let reason = if server_reference.is_some() { Reason::USE_ANOTHER_SERVER } else { Reason::SERVER_SHUTTING_DOWN };
+        self.send_away(reason, server_reference).await;
+    }
+
+    /// As [`MqttServer::drain`], for a node that does not come back: clients should remember the other
+    /// server (0x9D).
+    pub async fn move_clients(&self, server_reference: Arc<str>) {
+        self.send_away(Reason::SERVER_MOVED, Some(server_reference)).await;
+    }
+
+    async fn send_away(&self, reason: Reason, server_reference: Option<Arc<str>>) {
+        let mut told = Vec::new();
+        for mailbox in &self.mailboxes {
+            let (done, wait) = oneshot::channel();
+            let server_reference = server_reference.clone();
+            if mailbox.tx.send(ToWorker::Drain { reason, server_reference, done }).is_ok() {
+                told.push(wait);
+            }
+        }
+        for wait in told {
+            let _ = wait.await;
+        }
+    }
+
+    /// Stops listening, closes what is still open and ends the threads. Blocks for up to a few seconds.
+    pub fn stop(&self) {
+        if let Some(stop) = self.stop.lock().unwrap_or_else(PoisonError::into_inner).take() {
+            let _ = stop.send(());
+        }
+        if let Some(thread) = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take()
+            && thread.join().is_err()
+        {
+            tracing::error!("the MQTT thread panicked");
+        }
+    }
+}

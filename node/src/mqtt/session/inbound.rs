@@ -1,0 +1,153 @@
+//! What a client asks: publish, release, subscribe, unsubscribe, disconnect. Each becomes a command; only
+//! QoS 0 without RETAIN goes past the log, and only when nothing logged before it is still on its way.
+
+use quorate_store::command::{self, Command};
+use quorate_store::ids::{PacketId, QoS};
+use quorate_store::topic::{TopicFilter, TopicName};
+
+use super::requests::Wait;
+use super::{Ending, Output, Session};
+use crate::mqtt::options::DELIVERY_OVERHEAD_BYTES;
+use crate::mqtt::packet::{Outgoing, Publish, Subscribe};
+use crate::mqtt::reason::Reason;
+
+impl Session {
+    /// PUBLISH. A 3.1.1 client knows no Receive Maximum: above it, its publishes wait here, and what is
+    /// not a publish is still read.
+    pub(super) fn publish(&mut self, publish: Publish, out: &mut Output) {
+        if !self.version.is_v5() && (!self.held.is_empty() || self.is_window_full()) {
+            self.held_bytes += held_bytes(&publish);
+            self.held.push_back(publish);
+        } else {
+            self.take_publish(publish, out);
+        }
+    }
+
+    fn is_window_full(&self) -> bool {
+        self.unanswered_qos1 + self.unanswered_qos2 >= usize::from(self.options.receive_maximum)
+    }
+
+    /// Takes held publishes for which there is room now.
+    pub(super) fn release_held(&mut self, out: &mut Output) {
+        while !self.is_over() && !self.held.is_empty() && !self.is_window_full() {
+            self.take_held(out);
+        }
+    }
+
+    fn take_held(&mut self, out: &mut Output) {
+        if let Some(publish) = self.held.pop_front() {
+            self.held_bytes = self.held_bytes.saturating_sub(held_bytes(&publish));
+            self.take_publish(publish, out);
+        }
+    }
+
+    fn take_publish(&mut self, publish: Publish, out: &mut Output) {
+        let Some(from) = self.me else { return };
+        let Publish { qos, retain, id, topic, alias, expiry_s, properties, payload, .. } = publish;
+        let topic = match self.resolve(topic, alias) {
+            Ok(topic) => topic,
+            Err(reason) => return self.end(Ending::Error(reason), out),
+        };
+        if let Some(id) = id
+            && !self.enter_window(qos, id)
+        {
+            return self.end(Ending::Error(Reason::RECEIVE_MAXIMUM_EXCEEDED), out);
+        }
+        out.counts.publish_in(qos);
+        let packet_id = if qos == QoS::ExactlyOnce { id } else { None };
+        let publish =
+            command::Publish { from: Some(from), packet_id, qos, retain, topic, properties, expiry_s, payload };
+        let wait = match (qos, id) {
+            (QoS::AtLeastOnce, Some(id)) => Wait::Publish1(id),
+            (QoS::ExactlyOnce, Some(id)) => Wait::Publish2(id),
+            _ if !retain && self.logged_qos0 == 0 => return out.qos0.push(publish),
+            _ => {
+                self.logged_qos0 += 1;
+                Wait::Publish0
+            }
+        };
+        self.propose(wait, Command::Publish(publish), out);
+    }
+
+    /// Topic Name and Topic Alias of a PUBLISH (MQTT 5.0 §3.3.2.3.4).
+    fn resolve(&mut self, topic: Option<TopicName>, alias: Option<u16>) -> Result<TopicName, Reason> {
+        match (topic, alias) {
+            (_, Some(alias)) if alias > self.options.topic_alias_max => Err(Reason::TOPIC_ALIAS_INVALID),
+            (Some(topic), Some(alias)) => {
+                self.aliases.insert(alias, topic.clone());
+                Ok(topic)
+            }
+            (Some(topic), None) => Ok(topic),
+            (None, Some(alias)) => self.aliases.get(&alias).cloned().ok_or(Reason::PROTOCOL_ERROR),
+            (None, None) => Err(Reason::PROTOCOL_ERROR),
+        }
+    }
+
+    /// Counts a QoS 1 or 2 publish; false when a v5 client is above Receive Maximum [MQTT-3.3.4-9].
+    fn enter_window(&mut self, qos: QoS, id: PacketId) -> bool {
+        let repeated = qos == QoS::ExactlyOnce && self.inbound_qos2.contains(&id);
+        // QoS 1 counts until its PUBACK, QoS 2 until its PUBCOMP.
+        let open = self.unanswered_qos1 + self.inbound_qos2.len();
+        if self.version.is_v5() && !repeated && open >= usize::from(self.options.receive_maximum) {
+            return false;
+        }
+        if qos == QoS::ExactlyOnce {
+            self.inbound_qos2.insert(id);
+            self.unanswered_qos2 += 1;
+        } else {
+            self.unanswered_qos1 += 1;
+        }
+        true
+    }
+
+    /// PUBREL: the log forgets the identifier, then PUBCOMP. An unknown one is asked for too: only the log
+    /// knows what it recorded.
+    pub(super) fn release(&mut self, packet_id: PacketId, out: &mut Output) {
+        let Some(from) = self.me else { return };
+        self.propose(Wait::Release(packet_id), Command::Release { from, packet_id }, out);
+    }
+
+    /// SUBSCRIBE.
+    pub(super) fn subscribe(&mut self, subscribe: Subscribe, out: &mut Output) {
+        let Some(from) = self.me else { return };
+        let Subscribe { id, identifier, filters } = subscribe;
+        let known: Vec<Option<Reason>> = filters.iter().map(|f| f.as_ref().err().copied()).collect();
+        let filters: Vec<_> = filters.into_iter().flatten().collect();
+        if filters.is_empty() {
+            let reasons = known.into_iter().flatten().collect();
+            return self.in_turn(Outgoing::SubAck(id, reasons), out);
+        }
+        let command = Command::Subscribe(command::Subscribe { from, identifier, filters });
+        self.propose(Wait::Subscribe(id, known), command, out);
+    }
+
+    /// UNSUBSCRIBE.
+    pub(super) fn unsubscribe(&mut self, id: PacketId, filters: Vec<Result<TopicFilter, Reason>>, out: &mut Output) {
+        let Some(from) = self.me else { return };
+        let known: Vec<Option<Reason>> = filters.iter().map(|f| f.as_ref().err().copied()).collect();
+        let filters: Vec<_> = filters.into_iter().flatten().collect();
+        if filters.is_empty() {
+            let reasons = known.into_iter().flatten().collect();
+            return self.in_turn(Outgoing::UnsubAck(id, reasons), out);
+        }
+        self.propose(Wait::Unsubscribe(id, known), Command::Unsubscribe { from, filters }, out);
+    }
+
+    /// DISCONNECT from the client.
+    pub(super) fn disconnect(&mut self, reason: Reason, expiry_s: Option<u32>, out: &mut Output) {
+        // A session that was to end with its connection cannot be made to last [MQTT-3.14.2-2].
+        if expiry_s.is_some_and(|s| s > 0) && self.greeting.asked_expiry_s == 0 {
+            return self.end(Ending::Error(Reason::PROTOCOL_ERROR), out);
+        }
+        // What it published before it left is taken, whatever the window.
+        while !self.held.is_empty() && !self.is_over() {
+            self.take_held(out);
+        }
+        self.end(Ending::Client { drop_will: reason == Reason::SUCCESS, expiry_s }, out);
+    }
+}
+
+fn held_bytes(publish: &Publish) -> usize {
+    let topic = publish.topic.as_ref().map_or(0, |t| t.as_str().len());
+    publish.payload.len() + topic + DELIVERY_OVERHEAD_BYTES
+}

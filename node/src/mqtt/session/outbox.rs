@@ -1,0 +1,509 @@
+//! What goes out to one client: the cursor over its queue, the window of what is in flight, and who waits
+//! for which acknowledgement.
+//!
+//! A durable session's queue is rows in the log's state: deliveries that arrive while the client keeps up
+//! are sent as they come, everything else is read from the rows in pages, never from memory. The packet
+//! identifier is a function of the row, rows go out in order, a row is sent at most once on a connection,
+//! and the window moves only when our Settle was *applied*. A transient session's queue is this memory,
+//! with numbers of its own, and its acknowledgements are not logged.
+//!
+//! Pure: it writes packets, commands and page requests into an [`Output`], and reads no clock.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use quorate_store::command::{Ack, AckKind};
+use quorate_store::effect::Delivery;
+use quorate_store::ids::{PacketId, Position, QoS, QueueSeq};
+use quorate_store::message::SharedMessage;
+use quorate_store::rows::QueuePage;
+
+use super::{Now, Output};
+use crate::mqtt::options::{DELIVERY_OVERHEAD_BYTES, MqttOptions, READY_ROWS_MAX};
+use crate::mqtt::packet::{Delivered, Outgoing, Version};
+use crate::mqtt::reason::Reason;
+use crate::mqtt::wire;
+
+/// Identifiers repeat after so many rows; what is in flight spans less.
+const IDENTIFIERS: u64 = 65_535;
+/// With fewer rows ready than this, the next page is asked for.
+const READY_ROWS_LOW: usize = 32;
+
+/// Where the queue stands when a connection begins.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Start {
+    /// Deliveries are rows.
+    pub(super) durable: bool,
+    /// First row that may be unsettled.
+    pub(super) head: QueueSeq,
+    /// Rows below may have been sent before.
+    pub(super) sent_until: QueueSeq,
+    /// Rows below exist already, or have existed.
+    pub(super) tail: QueueSeq,
+    /// Rows that may be unsettled at once.
+    pub(super) window: u16,
+}
+
+/// What the outbox needs to know of its connection.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Link<'a> {
+    pub(super) version: Version,
+    /// Maximum Packet Size of the client.
+    pub(super) packet_bytes_max: usize,
+    pub(super) options: &'a MqttOptions,
+}
+
+/// A delivery that waits for its turn.
+#[derive(Debug)]
+struct Ready {
+    seq: QueueSeq,
+    qos: QoS,
+    retain: bool,
+    identifiers: Arc<[u32]>,
+    message: SharedMessage,
+}
+
+impl Ready {
+    fn bytes(&self) -> usize {
+        self.message.payload.len() + self.message.topic.as_str().len() + DELIVERY_OVERHEAD_BYTES
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    /// PUBLISH was sent.
+    Sent,
+    /// An acknowledgement is on its way through the log.
+    Settling(AckKind),
+    /// PUBREL was sent.
+    Released,
+}
+
+/// A row between its PUBLISH (or, resumed, its PUBREL) and the end of its exchange.
+#[derive(Clone, Copy, Debug)]
+struct InFlight {
+    seq: QueueSeq,
+    position: Position,
+    qos: QoS,
+    phase: Phase,
+}
+
+/// A page that was asked for.
+#[derive(Clone, Copy, Debug)]
+struct Asked {
+    from: QueueSeq,
+    /// What the tail was then: an `end` speaks of rows below it.
+    tail: QueueSeq,
+}
+
+/// A page of the queue, please.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PageWanted {
+    /// First row.
+    pub from: QueueSeq,
+    /// Most rows.
+    pub rows_max: usize,
+    /// Payload bytes after which the page ends.
+    pub bytes_max: usize,
+}
+
+/// The client broke the protocol, or its queue overflowed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Broken(pub(super) Reason);
+
+/// See the module.
+#[derive(Debug)]
+pub(super) struct Outbox {
+    durable: bool,
+    window: usize,
+    sent_until: QueueSeq,
+    /// Next row to send: everything below was sent on this connection, or needs not be.
+    cursor: QueueSeq,
+    /// Rows below are in `ready`, sent, or gone.
+    fetched: QueueSeq,
+    /// Rows below may exist.
+    tail: QueueSeq,
+    /// Where the search for owed PUBRELs goes on; nothing new is sent before it is over.
+    owed_from: Option<QueueSeq>,
+    ready: VecDeque<Ready>,
+    ready_bytes: usize,
+    /// In order of `seq`.
+    in_flight: VecDeque<InFlight>,
+    /// How many of them are below the cursor; the others are owed PUBRELs that it has not come to.
+    passed: usize,
+    /// Not yet proposed.
+    acks: Vec<Ack>,
+    /// Proposed and not yet applied, in order.
+    settling: VecDeque<Ack>,
+    asked: Option<Asked>,
+    /// The write buffer was full when there was something to send.
+    blocked: bool,
+}
+
+impl Outbox {
+    pub(super) fn new(start: Start) -> Self {
+        Self {
+            durable: start.durable,
+            window: usize::from(start.window.max(1)),
+            sent_until: start.sent_until,
+            cursor: start.head,
+            fetched: start.head,
+            tail: start.tail.max(start.head),
+            owed_from: (start.durable && start.sent_until > start.head).then_some(start.head),
+            ready: VecDeque::new(),
+            ready_bytes: 0,
+            in_flight: VecDeque::new(),
+            passed: 0,
+            acks: Vec::new(),
+            settling: VecDeque::new(),
+            asked: None,
+            blocked: false,
+        }
+    }
+
+    /// First row that was certainly not sent on this connection, nor on an earlier one.
+    pub(super) fn sent_until(&self) -> QueueSeq {
+        self.cursor.max(self.sent_until)
+    }
+
+    pub(super) fn window(&self) -> u16 {
+        u16::try_from(self.window).unwrap_or(u16::MAX)
+    }
+
+    pub(super) fn is_blocked(&self) -> bool {
+        self.blocked
+    }
+
+    /// There is room in the write buffer again.
+    pub(super) fn unblock(&mut self) {
+        self.blocked = false;
+    }
+
+    /// Rows up to `seq` exist; their messages were not handed over.
+    pub(super) fn note(&mut self, seq: QueueSeq) {
+        self.tail = self.tail.max(seq.next());
+    }
+
+    /// Takes a delivery. QoS 0 goes out at once or is dropped, a row is sent in its turn.
+    pub(super) fn deliver(
+        &mut self,
+        delivery: Delivery,
+        link: Link<'_>,
+        now: Now,
+        out: &mut Output,
+    ) -> Result<(), Broken> {
+        match (delivery.seq, delivery.qos) {
+            (_, QoS::AtMostOnce) => self.send_qos0(delivery, link, now, out),
+            (Some(seq), _) if self.durable => self.offer(seq, delivery, link.options),
+            (None, _) if !self.durable => return self.queue(delivery, link.options, out),
+            // A row for a session without rows, or none for one with: the apply thread and this connection
+            // disagree on what the session is, so nothing here may go on.
+            _ => return Err(Broken(Reason::IMPLEMENTATION_SPECIFIC_ERROR)),
+        }
+        Ok(())
+    }
+
+    fn send_qos0(&mut self, delivery: Delivery, link: Link<'_>, now: Now, out: &mut Output) {
+        let Some(expiry_s) = expiry_left(&delivery.message, now) else {
+            out.counts.expired += 1;
+            return;
+        };
+        let packet = Outgoing::Publish(Delivered {
+            dup: false,
+            qos: QoS::AtMostOnce,
+            retain: delivery.retain,
+            id: None,
+            expiry_s,
+            identifiers: delivery.identifiers,
+            message: delivery.message,
+        });
+        let bytes = wire::encoded_len(link.version, &packet);
+        if bytes > link.packet_bytes_max {
+            out.counts.too_large += 1;
+        } else if out.room == 0 {
+            out.counts.qos0_dropped += 1;
+        } else {
+            out.room = out.room.saturating_sub(bytes);
+            out.counts.publishes_out[0] += 1;
+            out.packets.push(packet);
+        }
+    }
+
+    fn offer(&mut self, seq: QueueSeq, delivery: Delivery, options: &MqttOptions) {
+        if seq < self.fetched {
+            return; // sent or ready already: a page was quicker
+        }
+        let next = self.fetched == self.tail && seq == self.tail;
+        let room = self.ready.len() < READY_ROWS_MAX && self.ready_bytes < options.page_bytes_max;
+        self.note(seq);
+        if next && room {
+            self.fetched = self.tail;
+            self.push(seq, delivery);
+        }
+    }
+
+    fn queue(&mut self, delivery: Delivery, options: &MqttOptions, out: &mut Output) -> Result<(), Broken> {
+        if self.ready_bytes >= options.transient_queue_bytes_max {
+            out.counts.transient_overflows += 1;
+            return Err(Broken(Reason::QUOTA_EXCEEDED));
+        }
+        let seq = self.tail;
+        self.note(seq);
+        self.fetched = self.tail;
+        self.push(seq, delivery);
+        Ok(())
+    }
+
+    fn push(&mut self, seq: QueueSeq, d: Delivery) {
+        self.push_ready(Ready { seq, qos: d.qos, retain: d.retain, identifiers: d.identifiers, message: d.message });
+    }
+
+    fn push_ready(&mut self, ready: Ready) {
+        self.ready_bytes += ready.bytes();
+        self.ready.push_back(ready);
+    }
+
+    /// Takes the page that was asked for.
+    pub(super) fn page(&mut self, page: QueuePage, options: &MqttOptions, out: &mut Output) {
+        let Some(asked) = self.asked.take() else { return };
+        // The search for owed PUBRELs may go over more rows than are kept: those are read again.
+        let room = self.ready.len() < READY_ROWS_MAX && self.ready_bytes < options.page_bytes_max;
+        let keep = asked.from == self.fetched && room;
+        let looking = self.owed_from.is_some();
+        let sent_until = self.sent_until;
+        for row in page.rows {
+            if row.released {
+                // Owed since an earlier connection; found in the first search, passed over afterwards.
+                if looking && row.seq < sent_until {
+                    self.in_flight.push_back(InFlight {
+                        seq: row.seq,
+                        position: row.message.position,
+                        qos: row.qos,
+                        phase: Phase::Released,
+                    });
+                    out.packets.push(Outgoing::PubRel(row.seq.packet_id(), Reason::SUCCESS));
+                }
+            } else if keep && row.seq >= self.fetched {
+                self.push_ready(Ready {
+                    seq: row.seq,
+                    qos: row.qos,
+                    retain: row.retain,
+                    identifiers: row.identifiers,
+                    message: row.message,
+                });
+            }
+        }
+        if keep {
+            self.fetched = self.fetched.max(page.next);
+            if page.end {
+                self.fetched = self.fetched.max(asked.tail); // whatever was there has vanished
+            }
+            self.tail = self.tail.max(self.fetched);
+        }
+        if looking {
+            self.owed_from = (!page.end && page.next < sent_until).then_some(page.next);
+        }
+    }
+
+    /// The page that is needed next, if any: to look for owed PUBRELs, or to fill the window.
+    pub(super) fn want_page(&mut self, options: &MqttOptions) -> Option<PageWanted> {
+        if !self.durable || self.asked.is_some() {
+            return None;
+        }
+        let from = match self.owed_from {
+            Some(from) => from,
+            None if self.fetched < self.tail
+                && self.ready.len() < READY_ROWS_LOW
+                && self.ready_bytes < options.page_bytes_max
+                && self.passed < self.window
+                && !self.blocked =>
+            {
+                self.fetched
+            }
+            None => return None,
+        };
+        self.asked = Some(Asked { from, tail: self.tail });
+        Some(PageWanted { from, rows_max: options.page_rows_max, bytes_max: options.page_bytes_max })
+    }
+
+    /// Sends what is ready, as far as the window and the write buffer have room.
+    pub(super) fn pump(&mut self, link: Link<'_>, now: Now, out: &mut Output) {
+        if self.owed_from.is_some() {
+            return; // owed PUBRELs first
+        }
+        while let Some(next) = self.ready.front() {
+            let seq = next.seq;
+            self.pass(seq);
+            let span = self.in_flight.front().filter(|f| f.seq < seq).map_or(0, |f| seq.0 - f.seq.0);
+            if self.passed >= self.window || span + 1 >= IDENTIFIERS {
+                return;
+            }
+            if out.room == 0 {
+                self.blocked = true;
+                return;
+            }
+            let Some(ready) = self.ready.pop_front() else { return };
+            self.ready_bytes = self.ready_bytes.saturating_sub(ready.bytes());
+            self.send(ready, link, now, out);
+        }
+    }
+
+    /// Moves the cursor to `seq`, over owed PUBRELs.
+    fn pass(&mut self, seq: QueueSeq) {
+        self.cursor = self.cursor.max(seq);
+        while self.in_flight.get(self.passed).is_some_and(|f| f.seq < self.cursor) {
+            self.passed += 1;
+        }
+    }
+
+    fn send(&mut self, ready: Ready, link: Link<'_>, now: Now, out: &mut Output) {
+        let Ready { seq, qos, retain, identifiers, message } = ready;
+        let dup = self.durable && seq < self.sent_until;
+        let position = message.position;
+        // What may have been sent already goes on until it is acknowledged, expired or not.
+        let expiry_s = match expiry_left(&message, now) {
+            None if dup => Some(Some(1)),
+            left => left,
+        };
+        let id = Some(seq.packet_id());
+        let packet = expiry_s
+            .map(|expiry_s| Outgoing::Publish(Delivered { dup, qos, retain, id, expiry_s, identifiers, message }));
+        match packet.map(|packet| (wire::encoded_len(link.version, &packet), packet)) {
+            Some((bytes, packet)) if bytes <= link.packet_bytes_max => {
+                out.room = out.room.saturating_sub(bytes);
+                out.packets.push(packet);
+                out.counts.publish_out(qos);
+                self.enter(InFlight { seq, position, qos, phase: Phase::Sent });
+            }
+            unsent => {
+                if unsent.is_some() {
+                    out.counts.too_large += 1; // [MQTT-3.1.2-25]: as if it had been sent and completed
+                } else {
+                    out.counts.expired += 1;
+                }
+                if self.durable {
+                    let kind = if qos == QoS::ExactlyOnce { AckKind::PubrecRefused } else { AckKind::Puback };
+                    self.enter(InFlight { seq, position, qos, phase: Phase::Settling(kind) });
+                    self.acks.push(Ack { seq, position, kind });
+                }
+            }
+        }
+        self.cursor = seq.next();
+    }
+
+    fn enter(&mut self, entry: InFlight) {
+        self.in_flight.insert(self.passed, entry);
+        self.passed += 1;
+    }
+
+    /// Index of the exchange with this identifier: it spans less than the identifiers, so it is unique.
+    fn find(&self, id: PacketId) -> Option<usize> {
+        let first = self.in_flight.front()?.seq;
+        let distance = (u64::from(id.get()) + IDENTIFIERS - u64::from(first.packet_id().get())) % IDENTIFIERS;
+        self.find_seq(QueueSeq(first.0 + distance))
+    }
+
+    fn find_seq(&self, seq: QueueSeq) -> Option<usize> {
+        self.in_flight.binary_search_by_key(&seq, |f| f.seq).ok()
+    }
+
+    /// PUBACK.
+    pub(super) fn puback(&mut self, id: PacketId, out: &mut Output) -> Result<(), Broken> {
+        let Some(i) = self.find(id) else {
+            out.counts.unknown_acks += 1;
+            return Ok(());
+        };
+        match self.in_flight.get(i) {
+            Some(InFlight { qos: QoS::ExactlyOnce, .. }) => Err(Broken(Reason::PROTOCOL_ERROR)),
+            Some(InFlight { phase: Phase::Sent, .. }) => {
+                self.settle(i, AckKind::Puback, out);
+                Ok(())
+            }
+            _ => Ok(()), // again: its row is on its way out
+        }
+    }
+
+    /// PUBREC.
+    pub(super) fn pubrec(&mut self, id: PacketId, reason: Reason, out: &mut Output) -> Result<(), Broken> {
+        let Some(i) = self.find(id) else {
+            out.counts.unknown_acks += 1;
+            if !reason.is_failure() {
+                out.packets.push(Outgoing::PubRel(id, Reason::PACKET_IDENTIFIER_NOT_FOUND));
+            }
+            return Ok(());
+        };
+        match self.in_flight.get(i) {
+            Some(InFlight { qos: QoS::AtLeastOnce, .. }) => return Err(Broken(Reason::PROTOCOL_ERROR)),
+            Some(InFlight { phase: Phase::Sent, .. }) => {
+                let kind = if reason.is_failure() { AckKind::PubrecRefused } else { AckKind::Pubrec };
+                self.settle(i, kind, out);
+            }
+            Some(InFlight { phase: Phase::Released, .. }) => out.packets.push(Outgoing::PubRel(id, Reason::SUCCESS)),
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// PUBCOMP.
+    pub(super) fn pubcomp(&mut self, id: PacketId, out: &mut Output) {
+        match self.find(id) {
+            Some(i) if self.in_flight.get(i).is_some_and(|f| f.phase == Phase::Released) => {
+                self.settle(i, AckKind::Pubcomp, out);
+            }
+            _ => out.counts.unknown_acks += 1,
+        }
+    }
+
+    fn settle(&mut self, i: usize, kind: AckKind, out: &mut Output) {
+        let Some(entry) = self.in_flight.get_mut(i) else { return };
+        entry.phase = Phase::Settling(kind);
+        let ack = Ack { seq: entry.seq, position: entry.position, kind };
+        if self.durable {
+            self.acks.push(ack);
+        } else {
+            self.apply(ack, out);
+        }
+    }
+
+    /// Acknowledgements to propose: at most `max` of those that were gathered, in order.
+    pub(super) fn take_acks(&mut self, max: usize) -> Option<Vec<Ack>> {
+        if self.acks.is_empty() {
+            return None;
+        }
+        let rest = if self.acks.len() > max { self.acks.split_off(max) } else { Vec::new() };
+        let acks = std::mem::replace(&mut self.acks, rest);
+        self.settling.extend(&acks);
+        Some(acks)
+    }
+
+    /// Our next `count` acknowledgements were applied: the window moves.
+    pub(super) fn settled(&mut self, count: usize, out: &mut Output) {
+        for _ in 0..count {
+            let Some(ack) = self.settling.pop_front() else { return };
+            self.apply(ack, out);
+        }
+    }
+
+    fn apply(&mut self, ack: Ack, out: &mut Output) {
+        let Some(i) = self.find_seq(ack.seq) else { return };
+        if ack.kind == AckKind::Pubrec {
+            if let Some(entry) = self.in_flight.get_mut(i) {
+                entry.phase = Phase::Released;
+                out.packets.push(Outgoing::PubRel(ack.seq.packet_id(), Reason::SUCCESS));
+            }
+            return;
+        }
+        self.in_flight.remove(i);
+        if i < self.passed {
+            self.passed -= 1;
+        }
+    }
+}
+
+/// Message Expiry Interval that is left: `None` when the message has expired, `Some(None)` when it never does.
+#[allow(clippy::option_option)]
+fn expiry_left(message: &quorate_store::message::Message, now: Now) -> Option<Option<u32>> {
+    let Some(at) = message.expires_at else { return Some(None) };
+    let left_ms = at.0.checked_sub(now.cluster.0).filter(|ms| *ms > 0)?;
+    Some(Some(u32::try_from(left_ms.div_ceil(1000)).unwrap_or(u32::MAX)))
+}

@@ -1,0 +1,166 @@
+//! Requests of one connection that are on their way through the log, and what their outcomes answer.
+//!
+//! Outcomes come in the order in which the commands were proposed, because one stream carries them; so
+//! acknowledgements leave in the order in which the packets came. What is refused without the log takes
+//! its place in the same line.
+
+use quorate_store::command::Command;
+use quorate_store::effect::Outcome;
+use quorate_store::ids::PacketId;
+
+use super::{Ending, Now, Output, Request, Session};
+use crate::mqtt::packet::Outgoing;
+use crate::mqtt::reason::Reason;
+
+/// One in line.
+#[derive(Debug)]
+pub(super) struct Pending {
+    request: Request,
+    wait: Wait,
+}
+
+/// What a client, or the session itself, waits for.
+#[derive(Debug)]
+pub(super) enum Wait {
+    /// CONNACK.
+    Connect,
+    /// Nothing: QoS 0.
+    Publish0,
+    /// PUBACK.
+    Publish1(PacketId),
+    /// PUBREC.
+    Publish2(PacketId),
+    /// PUBCOMP.
+    Release(PacketId),
+    /// The window moves by so many acknowledgements.
+    Settle(usize),
+    /// SUBACK: what is known before the outcome, `None` where the log decides.
+    Subscribe(PacketId, Vec<Option<Reason>>),
+    /// UNSUBACK, likewise.
+    Unsubscribe(PacketId, Vec<Option<Reason>>),
+    /// Only its turn.
+    Turn(Outgoing),
+}
+
+impl Session {
+    /// Proposes a command; its outcome will find `wait`.
+    pub(super) fn propose(&mut self, wait: Wait, command: Command, out: &mut Output) {
+        let request = self.next_request;
+        self.next_request += 1;
+        self.pending.push_back(Pending { request, wait });
+        out.commands.push((request, command));
+    }
+
+    /// Sends `packet` after all answers that are owed before it.
+    pub(super) fn in_turn(&mut self, packet: Outgoing, out: &mut Output) {
+        if self.pending.is_empty() {
+            self.acknowledge(packet, out);
+        } else {
+            let request = self.next_request;
+            self.next_request += 1;
+            self.pending.push_back(Pending { request, wait: Wait::Turn(packet) });
+        }
+    }
+
+    pub(super) fn answer(&mut self, request: Request, outcome: Outcome, now: Now, out: &mut Output) {
+        if self.pending.front().is_none_or(|next| next.request != request) {
+            // Acknowledging now could acknowledge what is not committed: the client asks again elsewhere.
+            tracing::error!(request, ?outcome, "an outcome out of turn: the connection is closed");
+            out.counts.acks_before_commit += 1;
+            self.end(Ending::Error(Reason::IMPLEMENTATION_SPECIFIC_ERROR), out);
+            return;
+        }
+        let Some(Pending { wait, .. }) = self.pending.pop_front() else { return };
+        self.decide(wait, outcome, now, out);
+        while let Some(Pending { wait: Wait::Turn(_), .. }) = self.pending.front() {
+            if let Some(Pending { wait: Wait::Turn(packet), .. }) = self.pending.pop_front() {
+                self.acknowledge(packet, out);
+            }
+        }
+        self.release_held(out);
+    }
+
+    fn decide(&mut self, wait: Wait, outcome: Outcome, now: Now, out: &mut Output) {
+        match (wait, outcome) {
+            (Wait::Connect, Outcome::Connected(connected)) => self.connected(&connected, now, out),
+            (Wait::Connect, _) => self.end(Ending::Error(Reason::SERVER_UNAVAILABLE), out),
+            (_, Outcome::Fenced) => self.end(Ending::Fenced, out),
+            (Wait::Publish0, outcome) => {
+                self.logged_qos0 = self.logged_qos0.saturating_sub(1);
+                out.counts.queue_full += u64::from(outcome == Outcome::QueueFull);
+            }
+            (Wait::Publish1(_) | Wait::Publish2(_), Outcome::Published { position, .. })
+                if position.index() > now.applied =>
+            {
+                tracing::error!(%position, applied = now.applied, "an acknowledgement before its commit was applied");
+                out.counts.acks_before_commit += 1;
+                self.end(Ending::Error(Reason::IMPLEMENTATION_SPECIFIC_ERROR), out);
+            }
+            (Wait::Publish1(id), Outcome::Published { matched, .. }) => {
+                self.acknowledge(Outgoing::PubAck(id, matching(matched)), out);
+            }
+            (Wait::Publish2(id), Outcome::Published { matched, .. }) => {
+                self.acknowledge(Outgoing::PubRec(id, matching(matched)), out);
+            }
+            (Wait::Publish2(id), Outcome::AlreadyRecorded) => {
+                self.acknowledge(Outgoing::PubRec(id, Reason::SUCCESS), out);
+            }
+            (Wait::Publish1(_) | Wait::Publish2(_), Outcome::QueueFull) if !self.version.is_v5() => {
+                out.counts.queue_full += 1;
+                self.end(Ending::Error(Reason::QUOTA_EXCEEDED), out);
+            }
+            (Wait::Publish1(id), Outcome::QueueFull) => {
+                out.counts.queue_full += 1;
+                self.acknowledge(Outgoing::PubAck(id, Reason::QUOTA_EXCEEDED), out);
+            }
+            (Wait::Publish2(id), Outcome::QueueFull) => {
+                out.counts.queue_full += 1;
+                self.acknowledge(Outgoing::PubRec(id, Reason::QUOTA_EXCEEDED), out);
+            }
+            (Wait::Release(id), Outcome::Released { known }) => {
+                let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
+                self.acknowledge(Outgoing::PubComp(id, reason), out);
+            }
+            (Wait::Settle(count), Outcome::Done) => self.outbox.settled(count, out),
+            (Wait::Subscribe(id, known), Outcome::Subscribed(granted)) => {
+                let granted = granted.into_iter().map(|g| g.map_or_else(Reason, |qos| Reason(qos as u8)));
+                self.acknowledge(Outgoing::SubAck(id, fill(known, granted)), out);
+            }
+            (Wait::Unsubscribe(id, known), Outcome::Unsubscribed(existed)) => {
+                let gone = |existed| if existed { Reason::SUCCESS } else { Reason::NO_SUBSCRIPTION_EXISTED };
+                self.acknowledge(Outgoing::UnsubAck(id, fill(known, existed.into_iter().map(gone))), out);
+            }
+            (wait, outcome) => {
+                tracing::error!(?wait, ?outcome, "an outcome that does not answer its command");
+                self.end(Ending::Error(Reason::IMPLEMENTATION_SPECIFIC_ERROR), out);
+            }
+        }
+    }
+
+    /// The one place from which acknowledgements leave: after their outcome was applied, in turn.
+    fn acknowledge(&mut self, packet: Outgoing, out: &mut Output) {
+        match &packet {
+            Outgoing::PubAck(..) => self.unanswered_qos1 = self.unanswered_qos1.saturating_sub(1),
+            Outgoing::PubRec(id, reason) => {
+                self.unanswered_qos2 = self.unanswered_qos2.saturating_sub(1);
+                if reason.is_failure() {
+                    self.inbound_qos2.remove(id);
+                }
+            }
+            Outgoing::PubComp(id, _) => {
+                self.inbound_qos2.remove(id);
+            }
+            _ => {}
+        }
+        out.packets.push(packet);
+    }
+}
+
+fn matching(matched: bool) -> Reason {
+    if matched { Reason::SUCCESS } else { Reason::NO_MATCHING_SUBSCRIBERS }
+}
+
+/// Puts the log's answers where none was known before. One too few is a refusal, never a success.
+fn fill(known: Vec<Option<Reason>>, mut decided: impl Iterator<Item = Reason>) -> Vec<Reason> {
+    known.into_iter().map(|k| k.or_else(|| decided.next()).unwrap_or(Reason::UNSPECIFIED_ERROR)).collect()
+}

@@ -1,0 +1,295 @@
+//! Our packets as bytes, written once into the write buffer; and the exact length of each beforehand.
+
+use std::sync::Arc;
+
+use ntex::util::{BufMut as _, BytePages};
+use quorate_store::ids::{PacketId, QoS};
+use quorate_store::message::MessageProperties;
+
+use crate::mqtt::packet::{ConnAck, Delivered, Granted, Outgoing, Version};
+use crate::mqtt::reason::Reason;
+
+/// Largest Remaining Length [MQTT-1.5.5].
+const REMAINING_MAX: usize = 268_435_455;
+/// Longest string or binary field.
+const FIELD_MAX: usize = u16::MAX as usize;
+
+/// Bytes that `packet` takes on the wire, fixed header included; 0 when it is not sent in this version,
+/// `usize::MAX` when MQTT cannot carry it.
+pub(crate) fn encoded_len(version: Version, packet: &Outgoing) -> usize {
+    let v5 = version.is_v5();
+    let remaining = match packet {
+        Outgoing::Publish(delivered) => match publish_remaining(v5, delivered) {
+            Some(n) => n,
+            None => return usize::MAX,
+        },
+        Outgoing::PubAck(_, reason)
+        | Outgoing::PubRec(_, reason)
+        | Outgoing::PubRel(_, reason)
+        | Outgoing::PubComp(_, reason) => 2 + usize::from(v5 && *reason != Reason::SUCCESS),
+        Outgoing::SubAck(_, reasons) => 2 + usize::from(v5) + reasons.len(),
+        Outgoing::UnsubAck(_, reasons) => 2 + if v5 { 1 + reasons.len() } else { 0 },
+        Outgoing::PingResp => 0,
+        Outgoing::ConnAck(ack) => match connack_remaining(v5, ack) {
+            Some(n) => n,
+            None => return 0,
+        },
+        Outgoing::Disconnect(reason, reference) if v5 => disconnect_remaining(*reason, reference.as_ref()),
+        Outgoing::Disconnect(..) => return 0,
+    };
+    if remaining > REMAINING_MAX { usize::MAX } else { 1 + variable_len(remaining) + remaining }
+}
+
+/// Writes `packet`. What [`encoded_len`] calls 0 or impossible is not written.
+pub(crate) fn encode(version: Version, packet: &Outgoing, out: &mut BytePages) {
+    let v5 = version.is_v5();
+    match packet {
+        Outgoing::Publish(delivered) => publish(v5, delivered, out),
+        Outgoing::PubAck(id, reason) => ack(v5, 0x40, *id, *reason, out),
+        Outgoing::PubRec(id, reason) => ack(v5, 0x50, *id, *reason, out),
+        Outgoing::PubRel(id, reason) => ack(v5, 0x62, *id, *reason, out),
+        Outgoing::PubComp(id, reason) => ack(v5, 0x70, *id, *reason, out),
+        Outgoing::SubAck(id, reasons) => {
+            head(0x90, 2 + usize::from(v5) + reasons.len(), out);
+            out.put_slice(&id.get().to_be_bytes());
+            if v5 {
+                out.put_u8(0);
+            }
+            for reason in reasons {
+                out.put_u8(if v5 || !reason.is_failure() { reason.0 } else { 0x80 });
+            }
+        }
+        Outgoing::UnsubAck(id, reasons) => {
+            head(0xB0, 2 + if v5 { 1 + reasons.len() } else { 0 }, out);
+            out.put_slice(&id.get().to_be_bytes());
+            if v5 {
+                out.put_u8(0);
+                for reason in reasons {
+                    out.put_u8(reason.0);
+                }
+            }
+        }
+        Outgoing::PingResp => out.put_slice(&[0xD0, 0]),
+        Outgoing::ConnAck(ack) => connack(v5, ack, out),
+        Outgoing::Disconnect(reason, reference) if v5 => disconnect(*reason, reference.as_ref(), out),
+        Outgoing::Disconnect(..) => {}
+    }
+}
+
+const fn variable_len(n: usize) -> usize {
+    match n {
+        0..=0x7F => 1,
+        0x80..=0x3FFF => 2,
+        0x4000..=0x1F_FFFF => 3,
+        _ => 4,
+    }
+}
+
+fn variable(mut n: usize, out: &mut BytePages) {
+    while n > 0x7F {
+        out.put_u8((n & 0x7F) as u8 | 0x80);
+        n >>= 7;
+    }
+    out.put_u8(n as u8);
+}
+
+fn head(first: u8, remaining: usize, out: &mut BytePages) {
+    out.put_u8(first);
+    variable(remaining, out);
+}
+
+/// A string or binary field. Longer ones never come here: they have no [`encoded_len`].
+fn field(bytes: &[u8], out: &mut BytePages) {
+    let bytes = bytes.get(..bytes.len().min(FIELD_MAX)).unwrap_or_default();
+    out.put_slice(&(bytes.len() as u16).to_be_bytes());
+    out.put_slice(bytes);
+}
+
+fn property_field(id: u8, bytes: &[u8], out: &mut BytePages) {
+    out.put_u8(id);
+    field(bytes, out);
+}
+
+fn ack(v5: bool, first: u8, id: PacketId, reason: Reason, out: &mut BytePages) {
+    let [a, b] = id.get().to_be_bytes();
+    if v5 && reason != Reason::SUCCESS {
+        out.put_slice(&[first, 3, a, b, reason.0]);
+    } else {
+        out.put_slice(&[first, 2, a, b]);
+    }
+}
+
+/// Length of a field with its own length in front; `None` when it is too long for MQTT.
+fn field_len(bytes: &[u8]) -> Option<usize> {
+    (bytes.len() <= FIELD_MAX).then_some(2 + bytes.len())
+}
+
+fn message_properties_len(p: &MessageProperties) -> Option<usize> {
+    let mut n = if p.is_utf8.is_some() { 2 } else { 0 };
+    for text in [&p.content_type, &p.response_topic].into_iter().flatten() {
+        n += 1 + field_len(text.as_bytes())?;
+    }
+    if let Some(data) = &p.correlation_data {
+        n += 1 + field_len(data)?;
+    }
+    for (key, value) in &p.user {
+        n += 1 + field_len(key.as_bytes())? + field_len(value.as_bytes())?;
+    }
+    Some(n)
+}
+
+/// Length of the property section of a v5 PUBLISH, without its own length.
+fn publish_properties_len(d: &Delivered) -> Option<usize> {
+    let identifiers: usize = d.identifiers.iter().map(|id| 1 + variable_len(*id as usize)).sum();
+    let expiry = if d.expiry_s.is_some() { 5 } else { 0 };
+    let message = d.message.properties.as_deref().map_or(Some(0), message_properties_len)?;
+    Some(identifiers + expiry + message)
+}
+
+fn publish_remaining(v5: bool, d: &Delivered) -> Option<usize> {
+    let id = if d.id.is_some() { 2 } else { 0 };
+    let properties = if v5 {
+        let n = publish_properties_len(d)?;
+        n + variable_len(n)
+    } else {
+        0
+    };
+    Some(field_len(d.message.topic.as_str().as_bytes())? + id + properties + d.message.payload.len())
+}
+
+fn publish(v5: bool, d: &Delivered, out: &mut BytePages) {
+    let Some(remaining) = publish_remaining(v5, d).filter(|n| *n <= REMAINING_MAX) else { return };
+    let qos = match d.qos {
+        QoS::AtMostOnce => 0,
+        QoS::AtLeastOnce => 0x02,
+        QoS::ExactlyOnce => 0x04,
+    };
+    head(0x30 | u8::from(d.dup) << 3 | qos | u8::from(d.retain), remaining, out);
+    field(d.message.topic.as_str().as_bytes(), out);
+    if let Some(id) = d.id {
+        out.put_slice(&id.get().to_be_bytes());
+    }
+    if v5 {
+        variable(publish_properties_len(d).unwrap_or(0), out);
+        if let Some(p) = d.message.properties.as_deref() {
+            message_properties(p, out);
+        }
+        if let Some(expiry_s) = d.expiry_s {
+            out.put_u8(0x02);
+            out.put_slice(&expiry_s.to_be_bytes());
+        }
+        for id in d.identifiers.iter() {
+            out.put_u8(0x0B);
+            variable(*id as usize, out);
+        }
+    }
+    out.put_slice(&d.message.payload);
+}
+
+fn message_properties(p: &MessageProperties, out: &mut BytePages) {
+    if let Some(is_utf8) = p.is_utf8 {
+        out.put_slice(&[0x01, u8::from(is_utf8)]);
+    }
+    if let Some(text) = &p.content_type {
+        property_field(0x03, text.as_bytes(), out);
+    }
+    if let Some(text) = &p.response_topic {
+        property_field(0x08, text.as_bytes(), out);
+    }
+    if let Some(data) = &p.correlation_data {
+        property_field(0x09, data, out);
+    }
+    for (key, value) in &p.user {
+        property_field(0x26, key.as_bytes(), out);
+        field(value.as_bytes(), out);
+    }
+}
+
+fn granted_len(g: &Granted) -> usize {
+    const SHARED_SUBSCRIPTION_AVAILABLE: usize = 2;
+    const MAXIMUM_PACKET_SIZE: usize = 5;
+    SHARED_SUBSCRIPTION_AVAILABLE
+        + MAXIMUM_PACKET_SIZE
+        + if g.expiry_s.is_some() { 5 } else { 0 }
+        + if g.receive_maximum < u16::MAX { 3 } else { 0 }
+        + g.client_id.as_ref().map_or(0, |id| 3 + id.len())
+        + if g.topic_alias_max > 0 { 3 } else { 0 }
+        + if g.keep_alive_s.is_some() { 3 } else { 0 }
+}
+
+fn reference_len(reference: Option<&Arc<str>>) -> usize {
+    reference.filter(|r| r.len() <= FIELD_MAX).map_or(0, |r| 3 + r.len())
+}
+
+fn connack_remaining(v5: bool, ack: &ConnAck) -> Option<usize> {
+    if !v5 {
+        return ack.reason.connack_v3().map(|_| 2);
+    }
+    let properties = ack.granted.as_ref().map_or(0, granted_len) + reference_len(ack.server_reference.as_ref());
+    Some(2 + variable_len(properties) + properties)
+}
+
+fn connack(v5: bool, ack: &ConnAck, out: &mut BytePages) {
+    let Some(remaining) = connack_remaining(v5, ack) else { return };
+    head(0x20, remaining, out);
+    out.put_u8(u8::from(ack.session_present));
+    if !v5 {
+        out.put_u8(ack.reason.connack_v3().unwrap_or(3));
+        return;
+    }
+    out.put_u8(ack.reason.0);
+    let reference = reference_len(ack.server_reference.as_ref());
+    variable(ack.granted.as_ref().map_or(0, granted_len) + reference, out);
+    if let Some(g) = &ack.granted {
+        if let Some(expiry_s) = g.expiry_s {
+            out.put_u8(0x11);
+            out.put_slice(&expiry_s.to_be_bytes());
+        }
+        if let Some(id) = &g.client_id {
+            property_field(0x12, id.as_bytes(), out);
+        }
+        if let Some(keep_alive_s) = g.keep_alive_s {
+            out.put_u8(0x13);
+            out.put_slice(&keep_alive_s.to_be_bytes());
+        }
+        if g.receive_maximum < u16::MAX {
+            out.put_u8(0x21);
+            out.put_slice(&g.receive_maximum.to_be_bytes());
+        }
+        if g.topic_alias_max > 0 {
+            out.put_u8(0x22);
+            out.put_slice(&g.topic_alias_max.to_be_bytes());
+        }
+        out.put_u8(0x27);
+        out.put_slice(&g.packet_bytes_max.to_be_bytes());
+        out.put_slice(&[0x2A, 0]);
+    }
+    server_reference(ack.server_reference.as_ref(), out);
+}
+
+fn server_reference(reference: Option<&Arc<str>>, out: &mut BytePages) {
+    if let Some(reference) = reference.filter(|r| r.len() <= FIELD_MAX) {
+        property_field(0x1C, reference.as_bytes(), out);
+    }
+}
+
+fn disconnect_remaining(reason: Reason, reference: Option<&Arc<str>>) -> usize {
+    let properties = reference_len(reference);
+    match properties {
+        0 if reason == Reason::SUCCESS => 0,
+        0 => 1,
+        n => 1 + variable_len(n) + n,
+    }
+}
+
+fn disconnect(reason: Reason, reference: Option<&Arc<str>>, out: &mut BytePages) {
+    let remaining = disconnect_remaining(reason, reference);
+    head(0xE0, remaining, out);
+    if remaining > 0 {
+        out.put_u8(reason.0);
+    }
+    if remaining > 1 {
+        variable(reference_len(reference), out);
+        server_reference(reference, out);
+    }
+}

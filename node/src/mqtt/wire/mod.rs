@@ -1,0 +1,77 @@
+//! Bytes to packets and back, for one connection.
+//!
+//! Inbound: the strict check, then ntex-mqtt's codec of the connection's version, then our one packet
+//! model ([`decode`]). Outbound: bytes written straight from our packets into the write buffer ([`encode`]),
+//! because a delivery must not be copied into the codec's types first, and because the exact length of
+//! every packet is needed before it is sent: Maximum Packet Size is ours to enforce.
+//!
+//! It owns the codec's state and the last topic name; it knows nothing of sessions.
+
+mod decode;
+mod encode;
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+mod tests;
+
+use std::cell::RefCell;
+
+use ntex::codec::Decoder;
+use ntex::util::BytesMut;
+use ntex_mqtt::{v3, v5};
+use quorate_store::topic::TopicName;
+
+use super::packet::{Packet, Version};
+use super::strict::{self, Reject};
+pub(crate) use encode::{encode, encoded_len};
+
+/// The codec of one connection.
+#[derive(Debug)]
+pub struct Wire {
+    version: Version,
+    codec: Codec,
+    packet_bytes_max: u32,
+    /// Most clients publish to one topic again and again: its name is checked and allocated once.
+    last_topic: RefCell<Option<TopicName>>,
+}
+
+#[derive(Debug)]
+enum Codec {
+    V3(v3::codec::Codec),
+    V5(v5::codec::Codec),
+}
+
+impl Wire {
+    /// For a connection of `version` that takes packets of at most `packet_bytes_max`.
+    #[must_use]
+    pub fn new(version: Version, packet_bytes_max: u32) -> Self {
+        // The frame check has the whole frame before the codec sees it, so a PUBLISH never comes in chunks.
+        let codec = if version.is_v5() {
+            let codec = v5::codec::Codec::new();
+            codec.set_min_chunk_size(u32::MAX);
+            Codec::V5(codec)
+        } else {
+            let codec = v3::codec::Codec::new();
+            codec.set_min_chunk_size(u32::MAX);
+            Codec::V3(codec)
+        };
+        Self { version, codec, packet_bytes_max, last_topic: RefCell::new(None) }
+    }
+
+    /// Version that is spoken.
+    #[must_use]
+    pub fn version(&self) -> Version {
+        self.version
+    }
+}
+
+impl Decoder for Wire {
+    type Item = Packet;
+    type Error = Reject;
+
+    fn decode(&self, src: &mut BytesMut) -> Result<Option<Packet>, Reject> {
+        let Some(frame) = strict::frame(src, self.packet_bytes_max)? else { return Ok(None) };
+        let body = src.get(frame.body..frame.total).unwrap_or_default();
+        let notes = strict::check(self.version, frame.first, body)?;
+        decode::decode(self, frame, notes, src).map(Some)
+    }
+}

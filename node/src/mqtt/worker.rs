@@ -1,0 +1,411 @@
+//! One worker thread's connections: slots, the mailbox, and carrying out what session machines decide.
+//!
+//! Everything here is `!Send` and lives on one ntex worker. A slot has a generation, so that an outcome
+//! that comes late never reaches the next connection in the same slot. The mailbox is drained run by run;
+//! what one run means for one connection is handled in one go and written with one encode.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use quorate_raft::Submission;
+use quorate_store::command::{Close, Command};
+use quorate_store::effect::Outcome;
+use quorate_store::ids::ClusterTime;
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::auth::Authenticator;
+use super::backend::{Backend, Quorum};
+use super::conn::Conn;
+use super::effects::{Address, Mailbox, ToWorker, What, WorkerRun};
+use super::options::{DRAIN_STEP, DRAIN_STEP_CLIENTS, MqttOptions};
+use super::reason::Reason;
+use super::session::{CLOSE_REQUEST, Ending, Now, Output, Session};
+use super::stats;
+
+/// Messages taken out of the mailbox at once.
+const MAILBOX_TURN: usize = 64;
+
+/// What all workers share.
+#[derive(Debug)]
+pub(super) struct Shared {
+    pub(super) options: Arc<MqttOptions>,
+    pub(super) authenticator: Arc<dyn Authenticator>,
+    /// Sockets of all workers.
+    pub(super) connections: AtomicUsize,
+    /// See [`super::effects::FrontEffects`].
+    pub(super) incarnation: Arc<AtomicU64>,
+}
+
+/// Why new clients are not taken at the moment.
+#[derive(Clone, Debug)]
+struct SendAway {
+    reason: Reason,
+    server_reference: Option<Arc<str>>,
+}
+
+#[derive(Debug, Default)]
+struct Slots {
+    all: Vec<Slot>,
+    free: Vec<u32>,
+}
+
+#[derive(Debug, Default)]
+struct Slot {
+    generation: u32,
+    conn: Option<Rc<Conn>>,
+}
+
+/// Commands that the proposer had no room for, in order.
+#[derive(Debug)]
+enum Waiting {
+    /// Those of a connection, in its stash.
+    Conn(Rc<Conn>),
+    /// One of a connection that is gone.
+    Lone(Box<Submission>),
+}
+
+/// See the module.
+pub(super) struct Worker {
+    id: u16,
+    pub(super) shared: Arc<Shared>,
+    backend: Arc<dyn Backend>,
+    pub(super) mailbox: Mailbox,
+    quorum: watch::Receiver<Quorum>,
+    slots: RefCell<Slots>,
+    /// Lent to one input after the other.
+    output: Cell<Option<Box<Output>>>,
+    started: Instant,
+    applied: Cell<u64>,
+    /// Asked for once a millisecond: all workers ask the same clock.
+    cluster_time: Cell<(u64, ClusterTime)>,
+    waiting: RefCell<VecDeque<Waiting>>,
+    waits_for_room: Cell<bool>,
+    draining: RefCell<Option<SendAway>>,
+}
+
+impl std::fmt::Debug for Worker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Worker").field("id", &self.id).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    pub(super) fn new(id: u16, shared: Arc<Shared>, backend: Arc<dyn Backend>, mailbox: Mailbox) -> Rc<Self> {
+        let quorum = backend.quorum();
+        Rc::new(Self {
+            id,
+            shared,
+            backend,
+            mailbox,
+            quorum,
+            slots: RefCell::default(),
+            output: Cell::new(None),
+            started: Instant::now(),
+            applied: Cell::new(0),
+            cluster_time: Cell::new((u64::MAX, ClusterTime(0))),
+            waiting: RefCell::default(),
+            waits_for_room: Cell::new(false),
+            draining: RefCell::default(),
+        })
+    }
+
+    pub(super) fn now(&self) -> Now {
+        let mono_ms = self.started.elapsed().as_millis() as u64;
+        let (at_ms, mut cluster) = self.cluster_time.get();
+        if at_ms != mono_ms {
+            cluster = self.backend.cluster_time();
+            self.cluster_time.set((mono_ms, cluster));
+        }
+        Now { mono_ms, cluster, applied: self.applied.get() }
+    }
+
+    /// This node's incarnation, `None` while it has none.
+    pub(super) fn incarnation(&self) -> Option<u64> {
+        Some(self.shared.incarnation.load(Ordering::Acquire)).filter(|i| *i != 0)
+    }
+
+    /// Why a new client is not taken now, if so.
+    pub(super) fn unavailable(&self) -> Option<(Reason, Option<Arc<str>>)> {
+        if let Some(away) = &*self.draining.borrow() {
+            return Some((away.reason, away.server_reference.clone()));
+        }
+        let has_quorum = self.quorum.borrow().has;
+        (!has_quorum).then_some((Reason::SERVER_UNAVAILABLE, None))
+    }
+
+    /// Enters a connection into a free slot.
+    pub(super) fn enter(&self, make: impl FnOnce(Address) -> Rc<Conn>) -> Rc<Conn> {
+        let mut slots = self.slots.borrow_mut();
+        let slot = slots.free.pop().unwrap_or(slots.all.len() as u32);
+        if slots.all.len() <= slot as usize {
+            slots.all.resize_with(slot as usize + 1, Slot::default);
+        }
+        let mut address = Address { worker: self.id, slot, generation: 0 };
+        let Some(entry) = slots.all.get_mut(slot as usize) else { return make(address) };
+        entry.generation = entry.generation.wrapping_add(1);
+        address.generation = entry.generation;
+        let conn = make(address);
+        entry.conn = Some(conn.clone());
+        conn
+    }
+
+    /// Takes a connection out of its slot.
+    pub(super) fn leave(&self, conn: &Conn) {
+        let mut slots = self.slots.borrow_mut();
+        let slot = conn.address.slot;
+        if let Some(entry) = slots.all.get_mut(slot as usize)
+            && entry.generation == conn.address.generation
+            && entry.conn.take().is_some()
+        {
+            slots.free.push(slot);
+        }
+    }
+
+    fn conn(&self, address: Address) -> Option<Rc<Conn>> {
+        let slots = self.slots.borrow();
+        let entry = slots.all.get(address.slot as usize)?;
+        entry.conn.as_ref().filter(|_| entry.generation == address.generation).cloned()
+    }
+
+    /// Passes inputs to a connection's machine and carries out what it decides.
+    pub(super) fn drive(&self, conn: &Rc<Conn>, inputs: impl FnOnce(&mut Session, Now, &mut Output)) {
+        let mut out = self.output.take().unwrap_or_default();
+        out.room = conn.write_room(self.shared.options.outbound_bytes_max);
+        let now = self.now();
+        {
+            let mut session = conn.session.borrow_mut();
+            inputs(&mut session, now, &mut out);
+            session.finish(now, &mut out);
+        }
+        self.carry_out(conn, &mut out);
+        self.output.set(Some(out));
+    }
+
+    fn carry_out(&self, conn: &Rc<Conn>, out: &mut Output) {
+        let stats = &self.mailbox.stats;
+        stats.add(&std::mem::take(&mut out.counts));
+        let complete = out.packets.is_empty() || conn.write(&mut out.packets, stats);
+        for publish in out.qos0.drain(..) {
+            self.backend.route_qos0(publish);
+        }
+        for (request, command) in out.commands.drain(..) {
+            self.submit(conn, request, command);
+        }
+        if let (Some(wanted), Some(me)) = (out.page.take(), conn.session.borrow().me()) {
+            stats::add(&stats.pages, 1);
+            let (tx, address) = (self.mailbox.tx.clone(), conn.address);
+            let reply = move |page: Result<_, super::backend::PageError>| {
+                let page = page.map_err(|error| tracing::error!(%error, "a client's queue cannot be read"));
+                let _ = tx.send(ToWorker::Page(address, page));
+            };
+            self.backend.request_page(me.session, wanted, Box::new(reply));
+        }
+        if let Some(reason) = out.closed.take() {
+            stats.closed(reason);
+            conn.close();
+        } else if !complete {
+            conn.close();
+        } else {
+            conn.nudge();
+        }
+    }
+
+    fn submit(&self, conn: &Rc<Conn>, request: u64, command: Command) {
+        let withdrawn = matches!(command, Command::Connect(_)).then(|| conn.withdrawn.clone());
+        let submission = Submission { command, ticket: conn.address.ticket(request), withdrawn };
+        let mut stash = conn.stash.borrow_mut();
+        if !stash.is_empty() {
+            stash.push_back(Box::new(submission)); // in order
+        } else if let Err(back) = self.backend.submit(submission) {
+            stats::add(&self.mailbox.stats.busy, 1);
+            stash.push_back(back);
+            self.waiting.borrow_mut().push_back(Waiting::Conn(conn.clone()));
+        }
+    }
+
+    /// Submits what waits, in order, until the proposer is full again. Whether all of it went.
+    fn submit_waiting(&self) -> bool {
+        loop {
+            let Some(next) = self.waiting.borrow_mut().pop_front() else { return true };
+            let refused = match next {
+                Waiting::Lone(submission) => self.backend.submit(*submission).err().map(Waiting::Lone),
+                Waiting::Conn(conn) => {
+                    let mut stash = conn.stash.borrow_mut();
+                    let mut refused = false;
+                    while let Some(submission) = stash.pop_front() {
+                        if let Err(back) = self.backend.submit(*submission) {
+                            stash.push_front(back);
+                            refused = true;
+                            break;
+                        }
+                    }
+                    drop(stash);
+                    conn.nudge();
+                    refused.then_some(Waiting::Conn(conn))
+                }
+            };
+            if let Some(refused) = refused {
+                self.waiting.borrow_mut().push_front(refused);
+                return false;
+            }
+        }
+    }
+
+    /// Sees to it that somebody waits for room in the proposer while commands wait.
+    pub(super) fn await_room(self: &Rc<Self>) {
+        if self.waiting.borrow().is_empty() || self.waits_for_room.replace(true) {
+            return;
+        }
+        let worker = self.clone();
+        ntex::rt::spawn(async move {
+            loop {
+                worker.backend.room().await;
+                if worker.submit_waiting() {
+                    break;
+                }
+            }
+            worker.waits_for_room.set(false);
+        });
+    }
+
+    /// Serves the mailbox until the front end is gone.
+    pub(super) async fn serve_mailbox(self: Rc<Self>, mut rx: mpsc::UnboundedReceiver<ToWorker>) {
+        let mut quorum = self.quorum.clone();
+        let mut watching = true;
+        let mut messages = Vec::with_capacity(MAILBOX_TURN);
+        loop {
+            tokio::select! {
+                taken = rx.recv_many(&mut messages, MAILBOX_TURN) => {
+                    if taken == 0 {
+                        return;
+                    }
+                    for message in messages.drain(..) {
+                        self.take(message);
+                    }
+                }
+                changed = quorum.changed(), if watching => {
+                    watching = changed.is_ok();
+                    let now = quorum.borrow_and_update().clone();
+                    if !now.has {
+                        self.lost_quorum(&now);
+                    }
+                }
+            }
+            self.await_room();
+        }
+    }
+
+    fn take(self: &Rc<Self>, message: ToWorker) {
+        match message {
+            ToWorker::Run(run) => self.take_run(run),
+            ToWorker::Page(address, page) => {
+                if let Some(conn) = self.conn(address) {
+                    self.drive(&conn, |session, _, out| session.page(page, out));
+                }
+            }
+            ToWorker::IncarnationOver(incarnation) => {
+                let server_reference = self.quorum.borrow().elsewhere.clone();
+                self.end_all(|conn| {
+                    let server_reference = server_reference.clone();
+                    (conn.incarnation == incarnation).then_some(Ending::IncarnationOver { server_reference })
+                });
+            }
+            ToWorker::Drain { reason, server_reference, done } => self.drain(reason, server_reference, done),
+        }
+    }
+
+    fn take_run(&self, run: WorkerRun) {
+        self.mailbox.bytes.fetch_sub(run.bytes, Ordering::Relaxed);
+        self.applied.set(self.applied.get().max(run.index));
+        let mut events = run.events.into_iter().peekable();
+        while let Some((address, what)) = events.next() {
+            let Some(conn) = self.conn(address) else {
+                self.take_for_nobody(address, what);
+                continue;
+            };
+            self.drive(&conn, |session, now, out| {
+                take_event(session, what, now, out);
+                while let Some((_, what)) = events.next_if(|(next, _)| *next == address) {
+                    take_event(session, what, now, out);
+                }
+            });
+        }
+    }
+
+    /// An event for a connection that is gone. A session that it opened is closed again.
+    fn take_for_nobody(&self, address: Address, what: What) {
+        let What::Outcome(_, Outcome::Connected(connected)) = what else { return };
+        tracing::debug!(session = %connected.session.session, "a CONNECT was applied after its socket closed");
+        let close =
+            Close { from: connected.session, drop_will: false, expiry_s: None, sent_until: connected.sent_until };
+        let ticket = address.ticket(CLOSE_REQUEST);
+        let submission = Submission { command: Command::Close(close), ticket, withdrawn: None };
+        let mut waiting = self.waiting.borrow_mut();
+        if !waiting.is_empty() {
+            waiting.push_back(Waiting::Lone(Box::new(submission)));
+        } else if let Err(back) = self.backend.submit(submission) {
+            waiting.push_back(Waiting::Lone(back));
+        }
+    }
+
+    fn lost_quorum(&self, quorum: &Quorum) {
+        tracing::warn!(worker = self.id, elsewhere = quorum.elsewhere.as_deref(), "no quorum: clients are sent away");
+        self.end_all(|conn| {
+            let reason = if conn.session.borrow().is_connecting() {
+                Reason::SERVER_UNAVAILABLE
+            } else if quorum.elsewhere.is_some() {
+                Reason::USE_ANOTHER_SERVER
+            } else {
+                Reason::SERVER_BUSY
+            };
+            Some(Ending::Redirect { reason, server_reference: quorum.elsewhere.clone() })
+        });
+    }
+
+    fn all(&self) -> Vec<Rc<Conn>> {
+        self.slots.borrow().all.iter().filter_map(|slot| slot.conn.clone()).collect()
+    }
+
+    fn end_all(&self, ending: impl Fn(&Conn) -> Option<Ending>) {
+        for conn in self.all() {
+            if let Some(ending) = ending(&conn) {
+                self.drive(&conn, |session, _, out| session.end(ending, out));
+            }
+        }
+    }
+
+    fn drain(self: &Rc<Self>, reason: Reason, server_reference: Option<Arc<str>>, done: oneshot::Sender<()>) {
+        let away = SendAway { reason, server_reference };
+        *self.draining.borrow_mut() = Some(away.clone());
+        let worker = self.clone();
+        ntex::rt::spawn(async move {
+            for some in worker.all().chunks(DRAIN_STEP_CLIENTS) {
+                for conn in some {
+                    let ending =
+                        Ending::Redirect { reason: away.reason, server_reference: away.server_reference.clone() };
+                    worker.drive(conn, |session, _, out| session.end(ending, out));
+                }
+                worker.await_room();
+                tokio::time::sleep(DRAIN_STEP).await;
+            }
+            let _ = done.send(());
+        });
+    }
+}
+
+fn take_event(session: &mut Session, what: What, now: Now, out: &mut Output) {
+    match what {
+        What::Outcome(request, outcome) => session.outcome(request, outcome, now, out),
+        What::Deliver(delivery) => session.deliver(delivery, now, out),
+        What::Note(seq) => session.note(seq),
+        What::Overflow => {
+            out.counts.transient_overflows += 1;
+            session.end(Ending::Error(Reason::QUOTA_EXCEEDED), out);
+        }
+        What::Kick(reason) => session.end(Ending::Kicked(reason), out),
+    }
+}

@@ -1,0 +1,117 @@
+//! From the configuration to what each part is started with.
+
+use std::time::Duration;
+
+use quorate_http_admin::Limits as AdminLimits;
+use quorate_raft::{Limits, LogRetention, Timings};
+use quorate_store::log::LogOptions;
+use quorate_store::rows::RowsOptions;
+
+use crate::config::Config;
+use crate::mqtt::MqttOptions;
+
+/// Raft's timings.
+pub(crate) fn timings(config: &Config) -> Timings {
+    Timings {
+        heartbeat: Duration::from_millis(config.heartbeat_ms),
+        election_min: Duration::from_millis(config.election_ms_min),
+        election_max: Duration::from_millis(config.election_ms_max),
+        node_timeout: Duration::from_millis(config.node_timeout_ms),
+        quorum_grace: Duration::from_millis(config.quorum_grace_ms),
+    }
+}
+
+/// How much log is kept.
+pub(crate) fn retention(config: &Config) -> LogRetention {
+    LogRetention {
+        snapshot_log_bytes: config.snapshot_log_bytes,
+        snapshot_interval: Duration::from_millis(config.snapshot_interval_ms),
+        keep_bytes: config.log_keep_bytes,
+        keep_entries: config.log_keep_entries_max,
+    }
+}
+
+/// The log database.
+pub(crate) fn log_engine(config: &Config) -> LogOptions {
+    LogOptions {
+        tail_bytes_max: config.log_tail_bytes_max,
+        drain_bytes_max: config.log_write_bytes_max,
+        write_buffer_bytes: config.log_buffer_bytes,
+        ..LogOptions::default()
+    }
+}
+
+/// The row database.
+pub(crate) fn rows(config: &Config) -> RowsOptions {
+    RowsOptions {
+        write_buffer_bytes: config.rows_buffer_bytes,
+        block_cache_bytes: config.rows_cache_bytes,
+        open_files_max: i32::try_from(config.rows_open_files_max).unwrap_or(i32::MAX),
+        ..RowsOptions::default()
+    }
+}
+
+/// Bounds of the node's queues.
+pub(crate) fn limits(config: &Config) -> Limits {
+    Limits {
+        waiting_bytes_max: config.waiting_bytes_max,
+        waiting_commands_max: config.waiting_commands_max,
+        batch_commands_max: config.batch_commands_max,
+        batch_bytes_max: config.batch_bytes_max,
+        batches_in_flight_max: config.batches_in_flight_max,
+        unflushed_bytes_max: config.unflushed_bytes_max,
+        qos0_bytes_max: config.qos0_bytes_max,
+    }
+}
+
+/// The MQTT front end.
+pub(crate) fn mqtt(config: &Config) -> MqttOptions {
+    let workers = match config.mqtt_workers {
+        0 => MqttOptions::default().workers,
+        workers => workers,
+    };
+    MqttOptions {
+        listen: config.mqtt,
+        workers,
+        packet_bytes_max: config.packet_bytes_max,
+        receive_maximum: config.receive_maximum,
+        inflight_max: config.inflight_max,
+        topic_alias_max: config.topic_alias_max,
+        keep_alive_s_max: config.keep_alive_s_max,
+        connect_timeout: Duration::from_millis(config.connect_timeout_ms),
+        connect_deadline: Duration::from_millis(config.connect_deadline_ms),
+        connections_max: config.connections_max,
+        session_expiry_s: config.session_expiry_s,
+        outbound_bytes_max: config.outbound_bytes_max,
+        transient_queue_bytes_max: config.transient_queue_bytes_max,
+        page_rows_max: config.page_rows_max,
+        page_bytes_max: config.page_bytes_max,
+        mailbox_bytes_max: config.mailbox_bytes_max,
+        allow_anonymous: config.allow_anonymous,
+    }
+}
+
+/// The administration.
+pub(crate) fn admin(config: &Config) -> AdminLimits {
+    AdminLimits {
+        body_bytes_max: config.admin_body_bytes_max,
+        timeout: Duration::from_millis(config.admin_timeout_ms),
+        requests_max: config.admin_requests_max,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_are_those_of_the_parts() {
+        let config = Config::default();
+        assert_eq!(timings(&config), Timings::default());
+        assert_eq!(retention(&config), LogRetention::default());
+        assert_eq!(limits(&config), Limits::default());
+        assert_eq!(format!("{:?}", log_engine(&config)), format!("{:?}", LogOptions::default()));
+        assert_eq!(format!("{:?}", rows(&config)), format!("{:?}", RowsOptions::default()));
+        assert_eq!(format!("{:?}", mqtt(&config)), format!("{:?}", MqttOptions::default()));
+    }
+}

@@ -1,0 +1,204 @@
+//! What the system tests share: a cluster of real processes, clients on it, and a verdict over what they saw.
+//!
+//! Clusters run one at a time, so that the bounds of the tests mean something. Each has a folder and ports of its own.
+
+#![allow(dead_code, unused_imports, clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+pub(crate) mod load;
+pub(crate) mod publisher;
+pub(crate) mod raw;
+pub(crate) mod subscriber;
+
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use quorate_jepsen::check::check;
+use quorate_jepsen::harness::{Cluster, ClusterOptions, HarnessError, Relay};
+use quorate_jepsen::history::History;
+use quorate_jepsen::wire::Version;
+use tempfile::TempDir;
+
+use raw::Raw;
+
+/// Longest wait for anything that takes a healthy cluster well under a second.
+pub(crate) const SOON: Duration = Duration::from_secs(30);
+/// Longest wait for elections, restarts, joins.
+pub(crate) const RECOVERY: Duration = Duration::from_secs(90);
+
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A cluster for one test.
+pub(crate) struct System {
+    pub(crate) cluster: Cluster,
+    dir: TempDir,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// Three nodes with the defaults.
+pub(crate) fn three_nodes() -> System {
+    nodes(3, &[])
+}
+
+/// `count` nodes with these settings (`snapshot_log_bytes` for `QUORATE_SNAPSHOT_LOG_BYTES`).
+pub(crate) fn nodes(count: usize, settings: &[(&str, &str)]) -> System {
+    let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let dir = TempDir::with_prefix("quorate-system-").unwrap();
+    let options = ClusterOptions {
+        binary: Path::new(env!("CARGO_BIN_EXE_quorate")).to_owned(),
+        dir: dir.path().to_owned(),
+        nodes: count,
+        env: environment(settings),
+    };
+    let cluster = Cluster::start(options).unwrap_or_else(|e| panic!("the cluster does not form: {e}"));
+    System { cluster, dir, _turn: turn }
+}
+
+/// Settings as environment variables.
+pub(crate) fn environment(settings: &[(&str, &str)]) -> Vec<(String, String)> {
+    let variable = |(key, value): &(&str, &str)| (format!("QUORATE_{}", key.to_uppercase()), (*value).to_owned());
+    settings.iter().map(variable).collect()
+}
+
+impl System {
+    /// MQTT address of a node.
+    pub(crate) fn mqtt(&self, place: usize) -> SocketAddr {
+        self.cluster.nodes[place].at.mqtt
+    }
+
+    /// Administration address of a node.
+    pub(crate) fn admin(&self, place: usize) -> SocketAddr {
+        self.cluster.nodes[place].at.admin
+    }
+
+    /// A load balancer of a client's own over the nodes that there are now, beginning with `first`.
+    pub(crate) fn relay(&self, first: usize) -> Relay {
+        self.ok(Relay::start(self.cluster.nodes.iter().map(|n| n.at.mqtt).collect(), first))
+    }
+
+    /// Place of the leader.
+    pub(crate) fn leader(&mut self) -> usize {
+        let leader = self.cluster.wait_leader(RECOVERY);
+        self.ok(leader)
+    }
+
+    /// Place of a node that does not lead.
+    pub(crate) fn follower(&mut self) -> usize {
+        let leader = self.leader();
+        (0..self.cluster.nodes.len()).find(|place| *place != leader).unwrap()
+    }
+
+    /// SIGKILL.
+    pub(crate) fn kill(&mut self, place: usize) {
+        let killed = self.cluster.nodes[place].kill();
+        self.ok(killed);
+    }
+
+    /// Starts a node again on its data directory.
+    pub(crate) fn restart(&mut self, place: usize) {
+        let started = self.cluster.nodes[place].start(quorate_jepsen::harness::Start::Again);
+        self.ok(started);
+    }
+
+    /// SIGSTOP.
+    pub(crate) fn freeze(&mut self, place: usize) {
+        let frozen = self.cluster.nodes[place].freeze();
+        self.ok(frozen);
+    }
+
+    /// SIGCONT.
+    pub(crate) fn thaw(&mut self, place: usize) {
+        let thawed = self.cluster.nodes[place].thaw();
+        self.ok(thawed);
+    }
+
+    /// Waits until all nodes vote, are up, and welcome clients.
+    pub(crate) fn wait_whole(&mut self) {
+        let voters = self.cluster.nodes.len();
+        let whole = self.cluster.wait_voters(voters, RECOVERY);
+        self.ok(whole);
+        let ready = self.cluster.wait_ready(RECOVERY);
+        self.ok(ready);
+    }
+
+    /// Waits until the awake nodes take `place` for lost.
+    pub(crate) fn wait_lost(&mut self, place: usize) {
+        let name = self.cluster.nodes[place].name.clone();
+        let what = format!("{name} is declared lost");
+        let lost = self.cluster.wait_view(&what, RECOVERY, |v| v.node(&name).is_some_and(|n| n.state == "lost"));
+        self.ok(lost);
+    }
+
+    /// Node id of a node.
+    pub(crate) fn id(&mut self, place: usize) -> u64 {
+        let name = self.cluster.nodes[place].name.clone();
+        let view = self.cluster.wait_view("a view with the node", SOON, |v| v.node(&name).is_some());
+        self.ok(view).node(&name).unwrap().id
+    }
+
+    /// All awake nodes have the same rows, by a full scan.
+    pub(crate) fn assert_same_digest(&mut self) {
+        let digest = self.cluster.wait_same_digest(RECOVERY);
+        self.ok(digest);
+    }
+
+    /// Every promise was kept.
+    pub(crate) fn assert_clean(&self, history: &History) {
+        let verdict = check(history);
+        println!("verdict: {verdict}");
+        assert!(verdict.is_clean(), "{verdict}");
+    }
+
+    /// A client of our own, connected to a node; a new session.
+    pub(crate) async fn connect(&self, place: usize, version: Version, id: &str) -> Raw {
+        Raw::connect(self.mqtt(place), version, &raw::client(id, true)).await.0
+    }
+
+    /// A client of our own that resumes its session on a node.
+    pub(crate) async fn resume(&self, place: usize, version: Version, id: &str) -> Raw {
+        let (client, is_present) = Raw::connect(self.mqtt(place), version, &raw::client(id, false)).await;
+        assert!(is_present, "session of {id} is gone");
+        client
+    }
+
+    /// Where data and logs are.
+    pub(crate) fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    fn ok<T>(&self, result: Result<T, HarnessError>) -> T {
+        result.unwrap_or_else(|e| panic!("{e}"))
+    }
+}
+
+impl Drop for System {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            println!("{}", self.cluster.logs());
+        }
+    }
+}
+
+/// Looks every few milliseconds until `look` has something; other tasks go on meanwhile.
+pub(crate) async fn eventually<T>(what: &str, bound: Duration, mut look: impl FnMut() -> Option<T>) -> T {
+    let mut turns = tokio::time::interval(Duration::from_millis(20));
+    let looking = async {
+        loop {
+            turns.tick().await;
+            if let Some(found) = look() {
+                return found;
+            }
+        }
+    };
+    tokio::time::timeout(bound, looking).await.unwrap_or_else(|_| panic!("not within {bound:?}: {what}"))
+}
+
+/// Log index of the newest snapshot in a node's `snapshots` folder; 0 when there is none.
+pub(crate) fn newest_snapshot(folder: &Path) -> u64 {
+    let Ok(entries) = std::fs::read_dir(folder) else { return 0 };
+    let index = |entry: std::io::Result<std::fs::DirEntry>| {
+        entry.ok()?.file_name().to_str()?.split_once('-')?.0.parse::<u64>().ok()
+    };
+    entries.filter_map(index).max().unwrap_or(0)
+}

@@ -1,0 +1,374 @@
+//! The apply thread: the only owner of the state machine.
+//!
+//! One std thread applies committed entries run by run: decode, `machine.apply`, one atomic row write for
+//! the whole run, then the effects, and only then openraft's responders. Whatever else needs the machine
+//! (QoS 0 routing, digests) queues for the same thread. It never does network I/O and never waits for
+//! anything but its queue and the row store. When it cannot apply an entry it stops for good: the process
+//! ends, because a replica must not guess or skip.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
+use std::thread;
+
+use openraft::EntryPayload;
+use openraft::entry::RaftEntry;
+use openraft::storage::EntryResponder;
+use quorate_store::codec::{self, CodecError};
+use quorate_store::command::{Batch, Command, Origin};
+use quorate_store::effect::{Effect, EffectSink};
+use quorate_store::ids::{ClusterTime, Incarnation, NodeId};
+use quorate_store::machine::{EntryContext, Machine, MachineError};
+use quorate_store::rows::{RocksRows, RowsReader};
+use thiserror::Error;
+use tokio::sync::{oneshot, watch};
+use tracing::{debug, error};
+
+use crate::consensus::AppliedView;
+use crate::encoding::{self, EncodingError};
+use crate::peer::AddressBook;
+use crate::types::{LogId, StoredMembership, Types};
+
+/// Takes the effects of this node on the apply thread. Implemented beside the proposer; must never block.
+///
+/// For each run: `wants`/`effect` as entries are applied (rows are not written yet: only collect), then
+/// one `committed`, when the rows of the whole run are readable: hand over to [`crate::NodeEffects`] and
+/// to the proposer there. `installed` replaces both when a snapshot was installed on the running node.
+pub(crate) trait ApplyObserver: Send + 'static {
+    /// Whether effects for this incarnation are wanted here.
+    fn wants(&self, incarnation: Incarnation) -> bool;
+    /// Takes one, in log order.
+    fn effect(&mut self, effect: Effect);
+    /// The run is written.
+    fn committed(&mut self, applied: AppliedView);
+    /// A snapshot was installed: the outcomes between are gone, the incarnation owes them, so it is over.
+    fn installed(&mut self, applied: AppliedView);
+}
+
+/// The machine as this node runs it.
+pub(crate) type NodeMachine = Machine<RocksRows>;
+
+/// Something to do with the machine on the apply thread, between two runs. Must be short.
+pub(crate) type MachineJob = Box<dyn FnOnce(&mut NodeMachine) + Send>;
+
+/// Most jobs that wait for the apply thread beside the entries.
+pub(crate) const JOBS_MAX: usize = 4096;
+
+/// The queue of the apply thread is full.
+#[derive(Clone, Copy, Debug, Error)]
+#[error("the apply thread has {JOBS_MAX} jobs waiting")]
+pub(crate) struct ApplyBusy;
+
+/// Why applying stopped for good.
+#[derive(Debug, Error)]
+pub(crate) enum ApplyError {
+    /// A batch does not decode, for example because it was written by a newer version.
+    #[error("log entry {index} does not decode: {error}; if the other nodes run a newer version, upgrade this one")]
+    Batch {
+        /// Which entry.
+        index: u64,
+        /// What is wrong.
+        error: CodecError,
+    },
+    /// The machine refuses to go on.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// A membership cannot be kept.
+    #[error("the membership cannot be encoded: {0}")]
+    Membership(#[from] CodecError),
+    /// What the rows say of Raft is damaged.
+    #[error("the membership in the rows is damaged: {0}; wipe this node and join it again as a new one")]
+    RaftState(#[from] EncodingError),
+    /// The apply thread has stopped.
+    #[error("the apply thread has stopped")]
+    Stopped,
+}
+
+/// What openraft asks of a state machine: where it is, and the last applied membership.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AppliedState {
+    pub(crate) log_id: Option<LogId>,
+    pub(crate) membership: StoredMembership,
+}
+
+enum Work {
+    Run { entries: Vec<EntryResponder<Types>>, done: oneshot::Sender<Result<(), ApplyError>> },
+    Job(MachineJob),
+    Observe(Box<dyn ApplyObserver>),
+    /// Goes on with another machine, from an installed snapshot.
+    Replace { machine: Box<NodeMachine>, done: oneshot::Sender<Result<(), ApplyError>> },
+    Stop { done: oneshot::Sender<Result<(), MachineError>> },
+}
+
+struct Shared {
+    jobs: AtomicUsize,
+    state: Mutex<AppliedState>,
+    reader: RwLock<RowsReader>,
+    view: watch::Sender<AppliedView>,
+}
+
+/// Hands work to the apply thread. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct ApplyHandle {
+    queue: mpsc::Sender<Work>,
+    shared: Arc<Shared>,
+}
+
+impl ApplyHandle {
+    /// Starts the thread. `addresses` is told where nodes say they are.
+    pub(crate) fn start(machine: NodeMachine, addresses: AddressBook) -> Result<Self, ApplyError> {
+        let state = state_of(&machine)?;
+        let shared = Arc::new(Shared {
+            jobs: AtomicUsize::new(0),
+            state: Mutex::new(state),
+            reader: RwLock::new(machine.store().reader()),
+            view: watch::Sender::new(view_of(&machine)),
+        });
+        let (queue, work) = mpsc::channel();
+        let thread = ApplyThread { machine, observer: None, shared: shared.clone(), addresses };
+        thread.tell_addresses();
+        thread::Builder::new()
+            .name("quorate-apply".into())
+            .spawn(move || thread.run(&work))
+            .map_err(|_| ApplyError::Stopped)?;
+        Ok(Self { queue, shared })
+    }
+
+    /// From now on `observer` is told; effects of earlier entries are lost.
+    pub(crate) fn observe(&self, observer: Box<dyn ApplyObserver>) {
+        let _ = self.queue.send(Work::Observe(observer));
+    }
+
+    /// Runs `job` on the apply thread, after what is queued. Never blocks.
+    pub(crate) fn submit(&self, job: MachineJob) -> Result<(), ApplyBusy> {
+        if self.shared.jobs.fetch_add(1, Ordering::Relaxed) >= JOBS_MAX {
+            self.shared.jobs.fetch_sub(1, Ordering::Relaxed);
+            return Err(ApplyBusy);
+        }
+        self.queue.send(Work::Job(job)).map_err(|_| ApplyBusy)
+    }
+
+    /// Runs `f` on the apply thread and waits for what it returns.
+    pub(crate) async fn with_machine<T: Send + 'static>(
+        &self,
+        f: impl FnOnce(&mut NodeMachine) -> T + Send + 'static,
+    ) -> Result<T, ApplyBusy> {
+        let (answer, answered) = oneshot::channel();
+        self.submit(Box::new(move |machine| {
+            let _ = answer.send(f(machine));
+        }))?;
+        answered.await.map_err(|_| ApplyBusy)
+    }
+
+    /// Applies a run of entries; returns when their rows are readable.
+    pub(crate) async fn run(&self, entries: Vec<EntryResponder<Types>>) -> Result<(), ApplyError> {
+        self.ask(|done| Work::Run { entries, done }).await
+    }
+
+    /// Goes on with `machine`.
+    pub(crate) async fn replace(&self, machine: NodeMachine) -> Result<(), ApplyError> {
+        self.ask(|done| Work::Replace { machine: Box::new(machine), done }).await
+    }
+
+    async fn ask<E>(&self, work: impl FnOnce(oneshot::Sender<Result<(), E>>) -> Work) -> Result<(), E>
+    where
+        E: From<Stopped>,
+    {
+        let (done, is_done) = oneshot::channel();
+        self.queue.send(work(done)).map_err(|_| Stopped)?;
+        is_done.await.map_err(|_| Stopped)?
+    }
+
+    /// Flushes the rows and ends the thread.
+    pub(crate) async fn stop(&self) -> Result<(), ApplyError> {
+        let (done, is_done) = oneshot::channel();
+        self.queue.send(Work::Stop { done }).map_err(|_| ApplyError::Stopped)?;
+        Ok(is_done.await.map_err(|_| ApplyError::Stopped)??)
+    }
+
+    /// Where the machine is.
+    pub(crate) fn state(&self) -> AppliedState {
+        self.shared.state.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// What is applied; replaced after each run.
+    pub(crate) fn view(&self) -> watch::Receiver<AppliedView> {
+        self.shared.view.subscribe()
+    }
+
+    /// Reads applied rows. Ask again each time: an installed snapshot comes with other rows.
+    pub(crate) fn reader(&self) -> RowsReader {
+        self.shared.reader.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// The thread is gone.
+struct Stopped;
+
+impl From<Stopped> for ApplyError {
+    fn from(_: Stopped) -> Self {
+        Self::Stopped
+    }
+}
+
+struct ApplyThread {
+    machine: NodeMachine,
+    observer: Option<Box<dyn ApplyObserver>>,
+    shared: Arc<Shared>,
+    addresses: AddressBook,
+}
+
+/// Passes effects on to the observer, if there is one.
+struct Sink<'a>(Option<&'a mut Box<dyn ApplyObserver>>);
+
+impl EffectSink for Sink<'_> {
+    fn wants(&self, incarnation: Incarnation) -> bool {
+        self.0.as_ref().is_some_and(|o| o.wants(incarnation))
+    }
+
+    fn push(&mut self, effect: Effect) {
+        if let Some(observer) = &mut self.0 {
+            observer.effect(effect);
+        }
+    }
+}
+
+impl ApplyThread {
+    fn run(mut self, work: &mpsc::Receiver<Work>) {
+        while let Ok(work) = work.recv() {
+            match work {
+                Work::Run { entries, done } => {
+                    let result = self.apply_run(entries);
+                    let failed = result.is_err();
+                    if let Err(error) = &result {
+                        error!(%error, "applying stopped");
+                    }
+                    let _ = done.send(result);
+                    if failed {
+                        return;
+                    }
+                }
+                Work::Job(job) => {
+                    self.shared.jobs.fetch_sub(1, Ordering::Relaxed);
+                    job(&mut self.machine);
+                }
+                Work::Observe(observer) => self.observer = Some(observer),
+                Work::Replace { machine, done } => {
+                    let _ = done.send(self.replace(*machine));
+                }
+                Work::Stop { done } => {
+                    let _ = done.send(self.machine.store().flush().map_err(MachineError::from));
+                    return;
+                }
+            }
+        }
+        debug!("apply thread: nobody is left to give it work");
+    }
+
+    fn apply_run(&mut self, entries: Vec<EntryResponder<Types>>) -> Result<(), ApplyError> {
+        let mut responders = Vec::new();
+        let mut last = None;
+        let mut membership = None;
+        let mut addresses_changed = false;
+        for (entry, responder) in entries {
+            let log_id = entry.log_id();
+            let stamp = match entry.payload() {
+                EntryPayload::Normal(proposal) => proposal.stamp,
+                EntryPayload::Blank | EntryPayload::Membership(_) => ClusterTime(0),
+            };
+            let context = EntryContext { index: log_id.index, term: *log_id.leader_id, stamp };
+            match entry.payload() {
+                EntryPayload::Normal(proposal) => {
+                    let batch: Batch = codec::decode(&proposal.bytes)
+                        .map_err(|error| ApplyError::Batch { index: log_id.index, error })?;
+                    addresses_changed |= changes_addresses(&batch);
+                    self.machine.apply(context, &batch, &mut Sink(self.observer.as_mut()))?;
+                }
+                EntryPayload::Blank => self.machine.note(context, None)?,
+                EntryPayload::Membership(m) => {
+                    let stored = StoredMembership::new(Some(log_id), m.clone());
+                    self.machine.note(context, Some(&encoding::encode_stored_membership(&stored)?))?;
+                    membership = Some(stored);
+                }
+            }
+            last = Some(log_id);
+            responders.extend(responder);
+        }
+        let Some(last) = last else { return Ok(()) };
+        self.machine.commit_run()?;
+        {
+            let mut state = self.shared.state.lock().unwrap_or_else(PoisonError::into_inner);
+            state.log_id = Some(last);
+            if let Some(membership) = membership {
+                state.membership = membership;
+            }
+        }
+        if addresses_changed {
+            self.tell_addresses();
+        }
+        let view = view_of(&self.machine);
+        if let Some(observer) = &mut self.observer {
+            observer.committed(view);
+        }
+        self.shared.view.send_replace(view);
+        for responder in responders {
+            responder.send(());
+        }
+        Ok(())
+    }
+
+    fn replace(&mut self, machine: NodeMachine) -> Result<(), ApplyError> {
+        let state = state_of(&machine)?;
+        self.machine = machine;
+        *self.shared.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        *self.shared.reader.write().unwrap_or_else(PoisonError::into_inner) = self.machine.store().reader();
+        self.tell_addresses();
+        let view = view_of(&self.machine);
+        if let Some(observer) = &mut self.observer {
+            observer.installed(view);
+        }
+        self.shared.view.send_replace(view);
+        Ok(())
+    }
+
+    fn tell_addresses(&self) {
+        let known = |n: &quorate_store::machine::NodeSummary| !n.info.peer.is_empty();
+        let nodes: BTreeMap<NodeId, String> =
+            self.machine.nodes().into_iter().filter(known).map(|n| (n.id, n.info.peer)).collect();
+        self.addresses.set_nodes(nodes);
+    }
+}
+
+/// Only direct commands do.
+fn changes_addresses(batch: &Batch) -> bool {
+    matches!(batch.origin, Origin::Direct { .. })
+        && batch.commands.iter().any(|command| {
+            matches!(
+                command,
+                Command::NodeStarted(_) | Command::AllocateNode { .. } | Command::RemoveNode { .. }
+            )
+        })
+}
+
+fn view_of(machine: &NodeMachine) -> AppliedView {
+    let applied = machine.applied();
+    AppliedView {
+        index: applied.index,
+        term: applied.term,
+        time: applied.time,
+        has_deadlines: machine.has_deadlines(),
+        has_continuations: machine.has_continuations(),
+    }
+}
+
+/// The first entry of any log is a membership, at index 0 of term 0, where the rows begin too: before it,
+/// nothing is applied.
+fn state_of(machine: &NodeMachine) -> Result<AppliedState, ApplyError> {
+    let applied = machine.applied();
+    let raft_state = machine.raft_state();
+    if raft_state.is_none() && (applied.term, applied.index) == (0, 0) {
+        return Ok(AppliedState::default());
+    }
+    let membership = raft_state.as_ref().map(encoding::decode_stored_membership).transpose()?.unwrap_or_default();
+    Ok(AppliedState { log_id: Some(LogId::new_term_index(applied.term, applied.index)), membership })
+}

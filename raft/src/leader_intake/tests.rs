@@ -1,0 +1,177 @@
+//! Over real loopback connections: what a leader takes, refuses and answers.
+
+use quorate_store::command::{NodeInfo, NodeStarted};
+use quorate_store::ids::{BatchSeq, ClusterTime};
+use tokio::time::timeout;
+
+use super::*;
+use crate::identity::ClusterId;
+use crate::peer::{AddressBook, LocalPeer, PeerListener, PeerPool};
+use crate::proposer::encode_direct;
+use crate::proposer::testkit::{FakeRaft, Mood, incarnation, publish};
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn local(node: u64) -> LocalPeer {
+    LocalPeer { cluster: ClusterId(1), node: NodeId(node), boot: node }
+}
+
+fn batch(node: u64, seq: u64) -> Bytes {
+    let origin = Origin::Stream { node: NodeId(node), incarnation: incarnation(1), seq: BatchSeq(seq) };
+    codec::encode(&Batch { origin, commands: vec![publish(seq)] }).unwrap()
+}
+
+fn desk(raft: &FakeRaft) -> Arc<LeaderDesk<FakeRaft>> {
+    let attendance = Arc::new(Attendance::new(Duration::from_secs(3)));
+    let clock = Arc::new(ClusterClock::new());
+    Arc::new(LeaderDesk::new(raft.clone(), clock, attendance, Duration::from_secs(2), Arc::default()))
+}
+
+/// Node 1 serves; node 2 has a pool that knows where.
+async fn serve(raft: &FakeRaft) -> (PeerPool, Arc<LeaderDesk<FakeRaft>>, tokio::task::JoinHandle<()>) {
+    let desk = desk(raft);
+    let listener = PeerListener::bind("127.0.0.1:0", None).await.unwrap();
+    let addresses = AddressBook::default();
+    addresses.set_nodes([(NodeId(1), listener.local_addr().unwrap().to_string())].into());
+    let service: Arc<dyn PeerService> = Arc::new(LeaderIntake::new(desk.clone()));
+    let serving = tokio::spawn(listener.run(local(1), vec![service]));
+    (PeerPool::new(local(2), addresses, None), desk, serving)
+}
+
+async fn send(conn: &mut PeerConn, batch: Bytes) {
+    conn.send(kind::BATCH, batch).await.unwrap();
+    conn.flush().await.unwrap();
+}
+
+async fn refusal(conn: &mut PeerConn) -> Refused {
+    let frame = timeout(SOON, conn.recv()).await.unwrap().unwrap().unwrap();
+    assert_eq!(frame.kind, kind::REFUSED);
+    let refused = codec::decode(&frame.body).unwrap();
+    assert_eq!(timeout(SOON, conn.recv()).await.unwrap().unwrap(), None, "the refusal is the last frame");
+    refused
+}
+
+async fn appended(raft: &FakeRaft, count: usize) -> Vec<Bytes> {
+    timeout(SOON, raft.log().wait_for(|log| log.len() >= count)).await.unwrap().unwrap().clone()
+}
+
+#[tokio::test]
+async fn a_leader_appends_what_comes_in_order_and_says_nothing() {
+    let cluster = FakeRaft::cluster(&[1, 2]);
+    FakeRaft::elect(&cluster, 1, 1);
+    let (pool, ..) = serve(&cluster[0]).await;
+    let mut conn = pool.dial(NodeId(1), Purpose::Proposals).await.unwrap();
+    let batches: Vec<Bytes> = (1..=50).map(|seq| batch(2, seq)).collect();
+    for batch in &batches {
+        conn.send(kind::BATCH, batch.clone()).await.unwrap();
+    }
+    conn.flush().await.unwrap();
+    assert_eq!(appended(&cluster[0], 50).await, batches);
+}
+
+#[tokio::test]
+async fn who_does_not_lead_says_who_does_and_appends_nothing_behind_it() {
+    let cluster = FakeRaft::cluster(&[1, 2, 3]);
+    FakeRaft::elect(&cluster, 3, 1);
+    let (pool, ..) = serve(&cluster[0]).await;
+    let mut conn = pool.dial(NodeId(1), Purpose::Proposals).await.unwrap();
+    send(&mut conn, batch(2, 1)).await;
+    send(&mut conn, batch(2, 2)).await;
+    assert_eq!(refusal(&mut conn).await, Refused::NotLeader { leader: Some(NodeId(3)) });
+    FakeRaft::elect(&cluster, 1, 2);
+    assert!(cluster[0].log().borrow().is_empty());
+}
+
+#[tokio::test]
+async fn a_connection_ends_when_the_lead_is_lost_or_a_batch_was_dropped() {
+    let cluster = FakeRaft::cluster(&[1, 2]);
+    FakeRaft::elect(&cluster, 1, 1);
+    let (pool, ..) = serve(&cluster[0]).await;
+    let mut conn = pool.dial(NodeId(1), Purpose::Proposals).await.unwrap();
+    send(&mut conn, batch(2, 1)).await;
+    appended(&cluster[0], 1).await;
+    cluster[0].tell_refusal();
+    assert_eq!(refusal(&mut conn).await, Refused::Busy, "it leads on: come again");
+    let mut conn = pool.dial(NodeId(1), Purpose::Proposals).await.unwrap();
+    send(&mut conn, batch(2, 1)).await;
+    appended(&cluster[0], 2).await;
+    FakeRaft::elect(&cluster, 2, 2);
+    assert_eq!(refusal(&mut conn).await, Refused::NotLeader { leader: Some(NodeId(2)) });
+}
+
+#[tokio::test]
+async fn a_leader_whose_disk_is_behind_refuses_after_a_while_and_appends_nothing() {
+    let cluster = FakeRaft::cluster(&[1, 2]);
+    FakeRaft::elect(&cluster, 1, 1);
+    cluster[0].set_mood(Mood::Refuses(AppendRefused::Overloaded { unflushed_bytes: 1 << 30 }));
+    let (pool, ..) = serve(&cluster[0]).await;
+    let mut conn = pool.dial(NodeId(1), Purpose::Proposals).await.unwrap();
+    send(&mut conn, batch(2, 1)).await;
+    assert_eq!(refusal(&mut conn).await, Refused::Busy);
+    assert!(cluster[0].log().borrow().is_empty());
+}
+
+#[tokio::test]
+async fn what_would_stop_every_node_is_never_appended() {
+    let cluster = FakeRaft::cluster(&[1, 2]);
+    FakeRaft::elect(&cluster, 1, 1);
+    let (pool, ..) = serve(&cluster[0]).await;
+    let direct = encode_direct(1, Command::Tick).unwrap();
+    for bad in [Bytes::from_static(b"no batch at all"), batch(3, 1), batch(2, 1).slice(..20), direct] {
+        let mut conn = pool.dial(NodeId(1), Purpose::Proposals).await.unwrap();
+        send(&mut conn, bad).await;
+        assert_eq!(refusal(&mut conn).await, Refused::Malformed);
+    }
+    let mut conn = pool.dial(NodeId(1), Purpose::Proposals).await.unwrap();
+    conn.send(99, Bytes::new()).await.unwrap();
+    conn.flush().await.unwrap();
+    assert_eq!(refusal(&mut conn).await, Refused::Malformed);
+    assert!(cluster[0].log().borrow().is_empty());
+}
+
+#[tokio::test]
+async fn questions_are_answered_by_the_leader_wherever_they_are_asked() {
+    let cluster = FakeRaft::cluster(&[1, 2]);
+    FakeRaft::elect(&cluster, 1, 1);
+    let (pool, leader_desk, _serving) = serve(&cluster[0]).await;
+    let (there, courier) = Asks::new(desk(&cluster[1]), pool.clone());
+    let (here, _) = Asks::new(leader_desk, pool);
+    tokio::spawn(courier);
+    let info = NodeInfo::default();
+    let start = Command::NodeStarted(NodeStarted { node: NodeId(2), nonce: 5, wall_ms: 6, info });
+    let direct = encode_direct(5, start).unwrap();
+    for (asks, appended) in [(&here, 1), (&there, 2)] {
+        let clock = ClockReport { time: ClusterTime(1), is_live: false, wall_ms: 2 };
+        let pong = asks.ask(Ask::Ping { incarnation: None, clock }, SOON).await.unwrap();
+        assert!(matches!(pong, Reply::Pong { has_quorum: true, .. }));
+        let ask = Ask::Direct(quorate_store::codec::Payload(direct.clone()));
+        assert_eq!(asks.ask(ask, SOON).await, Ok(Reply::Enqueued));
+        assert_eq!(cluster[0].log().borrow().len(), appended);
+        assert_eq!(asks.ask(Ask::ReadIndex, SOON).await, Ok(Reply::ReadIndex(appended as u64)));
+        let stream = Ask::Direct(quorate_store::codec::Payload(batch(2, 1)));
+        assert_eq!(asks.ask(stream, SOON).await, Err(AskError::Malformed { asked: NodeId(1) }));
+        let publish = Ask::Direct(quorate_store::codec::Payload(encode_direct(5, publish(1)).unwrap()));
+        assert_eq!(asks.ask(publish, SOON).await, Err(AskError::Malformed { asked: NodeId(1) }));
+    }
+    cluster[0].set_acked(None);
+    assert_eq!(there.ask(Ask::ReadIndex, SOON).await, Ok(Reply::NoQuorum));
+}
+
+#[tokio::test]
+async fn who_asks_is_told_when_nobody_or_another_leads_or_the_leader_is_gone() {
+    let cluster = FakeRaft::cluster(&[1, 2]);
+    let (pool, _, serving) = serve(&cluster[0]).await;
+    let (asks, courier) = Asks::new(desk(&cluster[1]), pool);
+    tokio::spawn(courier);
+    assert_eq!(asks.ask(Ask::ReadIndex, SOON).await, Err(AskError::NoLeader));
+    // Only node 2 believes that node 1 leads.
+    FakeRaft::elect(&cluster[1..], 1, 1);
+    assert_eq!(asks.ask(Ask::ReadIndex, SOON).await, Err(AskError::NotLeader { asked: NodeId(1), leader: None }));
+    serving.abort();
+    assert!(serving.await.is_err());
+    let gone = timeout(SOON, async {
+        // The first may still find the old connection.
+        while !matches!(asks.ask(Ask::ReadIndex, SOON).await, Err(AskError::Unreachable { .. })) {}
+    });
+    gone.await.unwrap();
+}

@@ -1,0 +1,294 @@
+//! Who is a member: adding, promoting, demoting, removing, and handing over leadership.
+//!
+//! A new node is a learner first and a voter when it has caught up, so that a slow disk or a wrong address
+//! never costs a majority. Voters change by joint consensus, one change at a time. Node ids come from the
+//! log and are never used again. All of it runs on the leader; others say who that is.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use openraft::ChangeMembers;
+use openraft::async_runtime::Instant as _;
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use quorate_store::ids::NodeId;
+use thiserror::Error;
+use tokio::time::{MissedTickBehavior, interval, timeout};
+use tracing::{debug, info};
+
+use crate::consensus::Consensus;
+use crate::peer::AddressBook;
+use crate::types::{Member, Membership, StoredMembership};
+
+/// A learner this many entries behind, or less, has caught up.
+const CAUGHT_UP_ENTRIES: u64 = 1000;
+/// Between two looks for learners that have caught up.
+const PROMOTION_INTERVAL: Duration = Duration::from_millis(200);
+/// A learner that did not answer for this long is not promoted.
+const PROMOTION_SILENCE_MAX: Duration = Duration::from_millis(1000);
+
+/// Why the membership was not changed, or is not known to be.
+#[derive(Clone, Debug, Error)]
+pub enum MembershipError {
+    /// Ask the leader. Nothing was changed.
+    #[error("only the leader changes the membership{}", .leader.map(|l| format!("; that is node {l}")).unwrap_or_else(|| "; there is none just now, try again".into()))]
+    NotLeader {
+        /// Who leads, if known.
+        leader: Option<NodeId>,
+        /// Its administration address, if known.
+        admin: Option<String>,
+    },
+    /// One change at a time. Nothing was changed.
+    #[error("another membership change is under way; try again when it is done")]
+    InProgress,
+    /// No member has this id. Nothing was changed.
+    #[error("node {0} is not a member")]
+    UnknownNode(NodeId),
+    /// A learner that lags must not become a voter: the others would wait for it. Nothing was changed.
+    #[error("node {node} has not caught up ({}); try again when it has", .behind.map(|n| format!("{n} entries behind")).unwrap_or_else(|| "it does not answer".into()))]
+    NotCaughtUp {
+        /// Which.
+        node: NodeId,
+        /// Entries it lags behind, if it answers.
+        behind: Option<u64>,
+    },
+    /// The last voter cannot go. Nothing was changed.
+    #[error("node {0} is the only voter; promote another node first")]
+    LastVoter(NodeId),
+    /// Leadership did not move in time.
+    #[error("leadership was not taken over in time; it stays, or another node was elected")]
+    NotTransferred,
+    /// The outcome is unknown: leadership was lost meanwhile. Look at the membership, then repeat.
+    #[error("leadership was lost during the change; look at the members and repeat it if need be")]
+    Unknown,
+    /// openraft refuses. Nothing was changed.
+    #[error("the change is not possible: {0}")]
+    Refused(String),
+    /// Raft has stopped on this node.
+    #[error("Raft has stopped on this node")]
+    Stopped,
+}
+
+/// Changes the membership. Cheap to clone.
+#[derive(Clone)]
+pub(crate) struct Members {
+    consensus: Consensus,
+    one_at_a_time: std::sync::Arc<tokio::sync::Mutex<()>>,
+    transfer_timeout: Duration,
+}
+
+impl Members {
+    /// `transfer_timeout`: how long a transfer of leadership may take.
+    pub(crate) fn new(consensus: Consensus, transfer_timeout: Duration) -> Self {
+        Self { consensus, one_at_a_time: std::sync::Arc::default(), transfer_timeout }
+    }
+
+    /// The membership in force, committed or not.
+    pub(crate) fn current(&self) -> std::sync::Arc<StoredMembership> {
+        let metrics = self.consensus.raft().server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.clone()
+    }
+
+    /// Makes `node` a learner, if it is no member yet.
+    pub(crate) async fn add_learner(&self, node: NodeId, member: Member) -> Result<(), MembershipError> {
+        let _one = self.begin()?;
+        if self.current().membership().get_node(&node.0).is_some() {
+            return Ok(());
+        }
+        info!(%node, peer = %member.peer, "membership: adding a learner");
+        self.change(ChangeMembers::AddNodes(BTreeMap::from([(node.0, member)])), true).await
+    }
+
+    /// Makes the learner `node` a voter.
+    pub(crate) async fn promote(&self, node: NodeId) -> Result<(), MembershipError> {
+        let _one = self.begin()?;
+        let current = self.current();
+        if current.membership().get_node(&node.0).is_none() {
+            return Err(MembershipError::UnknownNode(node));
+        }
+        if current.voter_ids().any(|v| v == node.0) && current.get_joint_config().len() == 1 {
+            return Ok(());
+        }
+        match self.lag(node) {
+            Some(behind) if behind <= CAUGHT_UP_ENTRIES => {}
+            behind => return Err(MembershipError::NotCaughtUp { node, behind }),
+        }
+        info!(%node, "membership: promoting a learner to voter");
+        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([node.0])), true).await
+    }
+
+    /// Makes the voter `node` a learner that stays one. A leader hands over leadership first and says
+    /// [`MembershipError::NotLeader`], so that the caller asks the new one.
+    pub(crate) async fn demote(&self, node: NodeId) -> Result<(), MembershipError> {
+        let _one = self.begin()?;
+        let current = self.current();
+        let Some(member) = current.membership().get_node(&node.0) else {
+            return Err(MembershipError::UnknownNode(node));
+        };
+        if !current.voter_ids().any(|v| v == node.0) {
+            return Ok(());
+        }
+        self.leave_leadership_first(node, current.membership()).await?;
+        info!(%node, "membership: demoting a voter to learner");
+        // With the mark, so that it is not promoted again by itself.
+        let stays = Member { stays_learner: true, ..member.clone() };
+        let mark = ChangeMembers::SetNodes(BTreeMap::from([(node.0, stays)]));
+        let leave = ChangeMembers::RemoveVoters(BTreeSet::from([node.0]));
+        self.change(ChangeMembers::Batch(vec![mark, leave]), true).await
+    }
+
+    /// Removes `node` from the membership. A leader hands over leadership first and says
+    /// [`MembershipError::NotLeader`], so that the caller asks the new one. No member: nothing to do.
+    pub(crate) async fn remove(&self, node: NodeId) -> Result<(), MembershipError> {
+        let _one = self.begin()?;
+        let current = self.current();
+        if current.membership().get_node(&node.0).is_none() {
+            return Ok(());
+        }
+        if current.voter_ids().any(|v| v == node.0) {
+            self.leave_leadership_first(node, current.membership()).await?;
+            info!(%node, "membership: removing a voter");
+            return self.change(ChangeMembers::RemoveVoters(BTreeSet::from([node.0])), false).await;
+        }
+        info!(%node, "membership: removing a learner");
+        self.change(ChangeMembers::RemoveNodes(BTreeSet::from([node.0])), true).await
+    }
+
+    async fn leave_leadership_first(&self, node: NodeId, current: &Membership) -> Result<(), MembershipError> {
+        if current.voter_ids().all(|v| v == node.0) {
+            return Err(MembershipError::LastVoter(node));
+        }
+        if node != self.consensus.node_id() {
+            return Ok(());
+        }
+        self.transfer_leadership(None).await?;
+        Err(self.not_leader())
+    }
+
+    /// Hands leadership to `to`, or to the most up-to-date other voter; returns when it has moved.
+    pub(crate) async fn transfer(&self, to: Option<NodeId>) -> Result<(), MembershipError> {
+        let _one = self.begin()?;
+        self.transfer_leadership(to).await
+    }
+
+    async fn transfer_leadership(&self, to: Option<NodeId>) -> Result<(), MembershipError> {
+        let own = self.consensus.node_id();
+        if to == Some(own) {
+            return Ok(());
+        }
+        let best = {
+            let metrics = self.consensus.raft().metrics();
+            let metrics = metrics.borrow_watched();
+            let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+            let progress = metrics.replication.as_ref().into_iter().flatten();
+            let mut others: Vec<_> =
+                progress.filter(|(node, _)| **node != own.0 && voters.contains(node)).collect();
+            others.sort_by_key(|(node, matched)| (*matched, **node));
+            match to {
+                Some(to) if !voters.contains(&to.0) => return Err(MembershipError::UnknownNode(to)),
+                Some(to) => to,
+                None => match others.last() {
+                    Some((node, _)) => NodeId(**node),
+                    None => return Err(MembershipError::LastVoter(own)),
+                },
+            }
+        };
+        let mut watch = self.consensus.leader_watch();
+        let term = watch.borrow().term;
+        info!(to = %best, "handing over leadership");
+        self.consensus.raft().trigger().transfer_leader(best.0).await.map_err(|_| MembershipError::Stopped)?;
+        let moved = watch.wait_for(|view| view.term > term && view.leader.is_some());
+        let moved = timeout(self.transfer_timeout, moved).await;
+        match moved {
+            Ok(Ok(view)) if view.leader != Some(own) => Ok(()),
+            Ok(Ok(_)) | Err(_) => Err(MembershipError::NotTransferred),
+            Ok(Err(_)) => Err(MembershipError::Stopped),
+        }
+    }
+
+    fn begin(&self) -> Result<tokio::sync::MutexGuard<'_, ()>, MembershipError> {
+        if !self.consensus.leader_watch().borrow().is_self {
+            return Err(self.not_leader());
+        }
+        self.one_at_a_time.try_lock().map_err(|_| MembershipError::InProgress)
+    }
+
+    fn not_leader(&self) -> MembershipError {
+        let leader = self.consensus.leader_watch().borrow().leader;
+        MembershipError::NotLeader { leader, admin: None }
+    }
+
+    async fn change(&self, change: ChangeMembers<u64, Member>, retain: bool) -> Result<(), MembershipError> {
+        match self.consensus.raft().change_membership(change, retain).await {
+            Ok(_) => Ok(()),
+            Err(RaftError::Fatal(_)) => Err(MembershipError::Stopped),
+            Err(RaftError::APIError(error)) => Err(match error {
+                ClientWriteError::ForwardToLeader(forward) => {
+                    MembershipError::NotLeader { leader: forward.leader_id.map(NodeId), admin: None }
+                }
+                ClientWriteError::LogEntryDiscarded(_) => MembershipError::Unknown,
+                ClientWriteError::ChangeMembershipError(
+                    ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_),
+                ) => MembershipError::InProgress,
+                other => MembershipError::Refused(other.to_string()),
+            }),
+        }
+    }
+
+    /// Entries that `node` lags behind this leader's log; `None` if it did not answer lately.
+    fn lag(&self, node: NodeId) -> Option<u64> {
+        let metrics = self.consensus.raft().metrics();
+        let metrics = metrics.borrow_watched();
+        let matched = (*metrics.replication.as_ref()?.get(&node.0)?)?;
+        let heard = (*metrics.heartbeat.as_ref()?.get(&node.0)?)?.into_inner();
+        if heard.elapsed() > PROMOTION_SILENCE_MAX {
+            return None;
+        }
+        Some(metrics.last_log_index.unwrap_or_default().saturating_sub(matched.index))
+    }
+
+    /// On the leader, makes voters of learners that have caught up and are not to stay learners. Runs until
+    /// aborted.
+    pub(crate) async fn promote_learners(self) {
+        let mut tick = interval(PROMOTION_INTERVAL);
+        tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tick.tick().await;
+            if !self.consensus.leader_watch().borrow().is_self {
+                continue;
+            }
+            let current = self.current();
+            let voters: BTreeSet<u64> = current.voter_ids().collect();
+            let waits = current
+                .nodes()
+                .filter(|(node, member)| !voters.contains(node) && !member.stays_learner)
+                .map(|(node, _)| NodeId(*node))
+                .find(|node| self.lag(*node).is_some_and(|behind| behind <= CAUGHT_UP_ENTRIES));
+            if let Some(node) = waits
+                && let Err(error) = self.promote(node).await
+            {
+                debug!(%node, %error, "membership: a learner was not promoted yet");
+            }
+        }
+    }
+
+    /// Keeps the address book up to date with the membership. Runs until Raft stops.
+    pub(crate) async fn tell_addresses(self, addresses: AddressBook) {
+        let mut metrics = self.consensus.raft().server_metrics();
+        loop {
+            let membership = metrics.borrow_watched().membership_config.clone();
+            let members = membership.nodes().map(|(node, m)| (NodeId(*node), m.peer.clone())).collect();
+            addresses.set_members(members);
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// The members of a cluster that consists of one node.
+pub(crate) fn first_members(node: NodeId, peer: String) -> BTreeMap<u64, Member> {
+    BTreeMap::from([(node.0, Member { peer, stays_learner: false })])
+}
+

@@ -1,0 +1,113 @@
+//! Dialing peers, and where they are.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
+
+use quorate_store::ids::NodeId;
+use tokio::net::TcpStream;
+use tokio::time::timeout;
+
+use super::hello::{LocalPeer, greet};
+use super::{PeerConn, PeerTls, Purpose};
+
+/// Longest wait for connection and hello.
+const DIAL_TIMEOUT: Duration = Duration::from_millis(1000);
+
+/// Where each node's peer port is: its `NodeStarted` says where it is now, the membership where it joined.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct AddressBook(Arc<RwLock<Addresses>>);
+
+#[derive(Debug, Default)]
+struct Addresses {
+    members: BTreeMap<NodeId, String>,
+    nodes: BTreeMap<NodeId, String>,
+}
+
+impl AddressBook {
+    /// Its address, if known.
+    pub(crate) fn get(&self, node: NodeId) -> Option<String> {
+        let book = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        book.nodes.get(&node).or_else(|| book.members.get(&node)).cloned()
+    }
+
+    /// Replaces what the membership says.
+    pub(crate) fn set_members(&self, members: BTreeMap<NodeId, String>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).members = members;
+    }
+
+    /// Replaces what the nodes said of themselves when they started.
+    pub(crate) fn set_nodes(&self, nodes: BTreeMap<NodeId, String>) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).nodes = nodes;
+    }
+}
+
+/// Dials peers. Each call is a new connection; whoever dials keeps it for its purpose.
+#[derive(Clone)]
+pub(crate) struct PeerPool {
+    local: LocalPeer,
+    addresses: AddressBook,
+    tls: Option<PeerTls>,
+    /// The address at which each node was last reached.
+    reached: Arc<Mutex<BTreeMap<NodeId, String>>>,
+}
+
+impl PeerPool {
+    /// For this node.
+    pub(crate) fn new(local: LocalPeer, addresses: AddressBook, tls: Option<PeerTls>) -> Self {
+        Self { local, addresses, tls, reached: Arc::default() }
+    }
+
+    /// Where the nodes are.
+    pub(crate) fn addresses(&self) -> &AddressBook {
+        &self.addresses
+    }
+
+    /// Connects to `node`.
+    ///
+    /// # Errors
+    /// `NotFound` when its address is unknown, `PermissionDenied` when it refuses this node,
+    /// `ConnectionRefused` when no process listens there, `TimedOut`.
+    pub(crate) async fn dial(&self, node: NodeId, purpose: Purpose) -> io::Result<PeerConn> {
+        let Some(address) = self.addresses.get(node) else {
+            return Err(io::Error::new(io::ErrorKind::NotFound, format!("the address of node {node} is unknown")));
+        };
+        let (conn, _) = dial_address(&address, Some(self.local), node, purpose, self.tls.as_ref()).await?;
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).insert(node, address);
+        Ok(conn)
+    }
+
+    /// Whether `node` was reached where it is now said to be: only then does a refused connection mean that
+    /// its process is gone.
+    pub(crate) fn has_reached(&self, node: NodeId) -> bool {
+        let address = self.addresses.get(node);
+        address.is_some() && self.reached.lock().unwrap_or_else(PoisonError::into_inner).get(&node).cloned() == address
+    }
+}
+
+/// Connects to whatever node listens at `address` (`to` 0), or only to node `to`.
+pub(crate) async fn dial_address(
+    address: &str,
+    local: Option<LocalPeer>,
+    to: NodeId,
+    purpose: Purpose,
+    tls: Option<&PeerTls>,
+) -> io::Result<(PeerConn, LocalPeer)> {
+    let connect = async {
+        let tcp = TcpStream::connect(address).await?;
+        tcp.set_nodelay(true)?;
+        let conn = match tls {
+            None => {
+                let (reader, writer) = tcp.into_split();
+                PeerConn::new(Box::new(reader), Box::new(writer))
+            }
+            Some(tls) => {
+                let (reader, writer) = tokio::io::split(tls.connect(tcp).await?);
+                PeerConn::new(Box::new(reader), Box::new(writer))
+            }
+        };
+        greet(conn, local, to, purpose).await
+    };
+    timeout(DIAL_TIMEOUT, connect).await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer in time"))?
+}

@@ -1,0 +1,140 @@
+//! Peers on loopback: who is let in, and what comes through.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::Arc;
+use tokio::task::JoinHandle;
+use tokio::time::timeout;
+
+use quorate_store::ids::{GroupId, NodeId};
+
+use super::*;
+use crate::identity::ClusterId;
+
+/// Sends back what comes.
+struct Echo(Purpose);
+
+impl PeerService for Echo {
+    fn purpose(&self) -> Purpose {
+        self.0
+    }
+
+    fn serve(self: Arc<Self>, _: NodeId, mut conn: PeerConn) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            while let Ok(Some(frame)) = conn.recv().await {
+                if conn.send(frame.kind, frame.body).await.is_err() || conn.flush().await.is_err() {
+                    return;
+                }
+            }
+        })
+    }
+}
+
+fn local(cluster: u128, node: u64) -> LocalPeer {
+    LocalPeer { cluster: ClusterId(cluster), node: NodeId(node), boot: 5 }
+}
+
+/// Node 1 of cluster 7, and a pool of `caller`'s that knows it as `name`.
+async fn listening(caller: LocalPeer, name: NodeId) -> (JoinHandle<()>, PeerPool) {
+    let listener = PeerListener::bind("127.0.0.1:0", None).await.unwrap();
+    let addresses = AddressBook::default();
+    addresses.set_members(BTreeMap::from([(name, listener.local_addr().unwrap().to_string())]));
+    let services: Vec<Arc<dyn PeerService>> = vec![Arc::new(Echo(Purpose::QoS0)), Arc::new(Echo(Purpose::Control))];
+    (tokio::spawn(listener.run(local(7, 1), services)), PeerPool::new(caller, addresses, None))
+}
+
+fn refusal(refused: io::Result<PeerConn>) -> String {
+    let error = refused.unwrap_err();
+    assert_eq!(error.kind(), io::ErrorKind::PermissionDenied);
+    error.to_string()
+}
+
+#[tokio::test]
+async fn frames_of_any_size_come_through_in_order() {
+    let (server, pool) = listening(local(7, 2), NodeId(1)).await;
+    assert!(!pool.has_reached(NodeId(1)));
+    let mut conn = pool.dial(NodeId(1), Purpose::QoS0).await.unwrap();
+    assert!(pool.has_reached(NodeId(1)));
+    assert_eq!((conn.peer(), conn.peer_boot(), conn.purpose()), (NodeId(1), 5, Purpose::QoS0));
+    let sizes = [0, 1, 100, 5000, 70_000, 3 << 20, 2];
+    let body = |n: usize| Bytes::from(vec![n as u8; n]);
+    let (mut sender, mut receiver) = {
+        for n in [3, 4] {
+            conn.send(9, body(n)).await.unwrap();
+            conn.flush().await.unwrap();
+            assert_eq!(conn.recv().await.unwrap().unwrap().body, body(n));
+        }
+        conn.into_split()
+    };
+    let sending = tokio::spawn(async move {
+        for n in sizes {
+            sender.send_parts(10, [body(n), body(n / 2)]).await.unwrap();
+        }
+        sender.flush().await.unwrap();
+        sender
+    });
+    for n in sizes {
+        let frame = timeout(Duration::from_secs(20), receiver.recv()).await.unwrap().unwrap().unwrap();
+        assert_eq!((frame.kind, frame.group), (10, GroupId::MAIN));
+        assert_eq!(frame.body, [body(n), body(n / 2)].concat());
+    }
+    assert!(receiver.try_recv().unwrap().is_none());
+    sending.await.unwrap().shutdown().await.unwrap();
+    assert!(receiver.recv().await.unwrap().is_none());
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_node_of_another_cluster_is_told_so() {
+    let (server, pool) = listening(local(8, 2), NodeId(1)).await;
+    let why = refusal(pool.dial(NodeId(1), Purpose::Raft).await);
+    assert!(why.contains("belongs to cluster 00000000000000000000000000000007"), "{why}");
+    assert!(why.contains("empty data directory"), "{why}");
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_reused_address_and_a_copied_data_directory_are_noticed() {
+    let (server, pool) = listening(local(7, 2), NodeId(3)).await;
+    assert!(refusal(pool.dial(NodeId(3), Purpose::Raft).await).contains("this is node 1, not node 3"));
+    server.abort();
+    let (server, pool) = listening(local(7, 1), NodeId(1)).await;
+    assert!(refusal(pool.dial(NodeId(1), Purpose::Raft).await).contains("copy of its data directory"));
+    server.abort();
+}
+
+#[tokio::test]
+async fn a_newcomer_may_only_ask_to_join() {
+    let (server, pool) = listening(local(7, 2), NodeId(1)).await;
+    let address = pool.addresses().get(NodeId(1)).unwrap();
+    let (conn, peer) = dial_address(&address, None, NodeId(0), Purpose::Control, None).await.unwrap();
+    assert_eq!((conn.peer(), peer.cluster), (NodeId(1), ClusterId(7)));
+    let refused = dial_address(&address, None, NodeId(0), Purpose::QoS0, None).await;
+    assert!(refusal(refused.map(|(conn, _)| conn)).contains("belongs to cluster"));
+    server.abort();
+}
+
+#[tokio::test]
+async fn nobody_listening_is_refused_and_an_unknown_node_not_found() {
+    let (server, pool) = listening(local(7, 2), NodeId(1)).await;
+    drop(pool.dial(NodeId(1), Purpose::QoS0).await.unwrap());
+    server.abort();
+    assert!(server.await.unwrap_err().is_cancelled());
+    let kind = |refused: io::Result<PeerConn>| refused.unwrap_err().kind();
+    assert_eq!(kind(pool.dial(NodeId(1), Purpose::QoS0).await), io::ErrorKind::ConnectionRefused);
+    assert_eq!(kind(pool.dial(NodeId(2), Purpose::QoS0).await), io::ErrorKind::NotFound);
+}
+
+#[tokio::test]
+async fn what_a_node_says_of_itself_goes_before_the_membership() {
+    let book = AddressBook::default();
+    book.set_members(BTreeMap::from([(NodeId(1), "old:1".into()), (NodeId(2), "two:1".into())]));
+    book.set_nodes(BTreeMap::from([(NodeId(1), "new:1".into())]));
+    assert_eq!(book.get(NodeId(1)).as_deref(), Some("new:1"));
+    assert_eq!(book.get(NodeId(2)).as_deref(), Some("two:1"));
+    assert_eq!(book.get(NodeId(3)), None);
+}

@@ -1,0 +1,411 @@
+//! Starting a node: identity, files, Raft, and everything around it, in the only order that is safe.
+//!
+//! Files are opened and checked before any peer hears of this node; Raft is built over them before the peer
+//! port answers; it runs only when everything that its entries concern is in place.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use openraft::async_runtime::watch::WatchReceiver as _;
+use openraft::{Config, SnapshotPolicy};
+use quorate_store::ids::NodeId;
+use quorate_store::log::{LogEngine, LogError, RocksLog};
+use quorate_store::machine::{Machine, MachineError};
+use thiserror::Error;
+use tokio::sync::{Mutex, mpsc};
+use tokio::task::spawn_blocking;
+use tokio::time::sleep;
+use tracing::{info, warn};
+
+use crate::apply::ApplyHandle;
+use crate::cluster::{Cluster, Node};
+use crate::consensus::{Consensus, ConsensusParts, Raft};
+use crate::effects::NodeEffects;
+use crate::failover::Failover;
+use crate::identity::{ClusterId, DataDir, Identity, IdentityError};
+use crate::join::{Admission, ControlService, JoinError, JoinRequest, join_through};
+use crate::log_store::LogStore;
+use crate::membership::{Members, first_members};
+use crate::network::Networks;
+use crate::options::{RaftOptions, Start, Timings};
+use crate::peer::{AddressBook, LocalPeer, PeerListener, PeerPool};
+use crate::proposer::StreamSeed;
+use crate::raft_link::RaftLinks;
+use crate::raft_service::RaftService;
+use crate::retention::run_retention;
+use crate::snapshot_transfer::SnapshotService;
+use crate::snapshots::Snapshots;
+use crate::state_machine::StateMachine;
+use crate::status::StatusTask;
+use crate::tasks::Tasks;
+
+/// The node that bootstraps a cluster.
+const FIRST_NODE: NodeId = NodeId(1);
+/// Ends of Raft connections that wait for [`Failover`].
+const PEERS_GONE_MAX: usize = 64;
+/// Between two looks whether the log holds anything yet.
+const LOG_MARK_INTERVAL: Duration = Duration::from_millis(50);
+/// Folder of the log database in the data directory.
+const LOG_DIR: &str = "log";
+
+/// Why a node did not start.
+#[derive(Debug, Error)]
+pub enum StartError {
+    /// The data directory.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// It was never bootstrapped or joined.
+    #[error("data directory {} belongs to no cluster yet: start with --bootstrap for a new cluster, or with --join for an existing one", .0.display())]
+    NoIdentity(PathBuf),
+    /// The cluster did not admit it.
+    #[error(transparent)]
+    Join(#[from] JoinError),
+    /// The peer port.
+    #[error("the peer port cannot listen at {address}: {error}; is another process using it?")]
+    Listen {
+        /// Where.
+        address: String,
+        /// Why not.
+        error: io::Error,
+    },
+    /// The log database.
+    #[error(transparent)]
+    Log(#[from] LogError),
+    /// The log was there once and is not any more.
+    #[error(
+        "the log in {} is gone, so this node may have forgotten votes and entries that it acknowledged: remove node {node} from the cluster and let it join again on an empty data directory",
+        path.display()
+    )]
+    LogLost {
+        /// Where it was.
+        path: PathBuf,
+        /// This node.
+        node: NodeId,
+    },
+    /// Rows or snapshots.
+    #[error("the state in {} cannot be used: {error}", path.display())]
+    State {
+        /// Data directory.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+    /// The state machine.
+    #[error(transparent)]
+    Machine(#[from] MachineError),
+    /// Timings that cannot work.
+    #[error("the Raft timings cannot work: {0}")]
+    Timings(String),
+    /// openraft refuses to start on what it finds.
+    #[error("Raft does not start on what is in {}: {why}", path.display())]
+    Raft {
+        /// Data directory.
+        path: PathBuf,
+        /// Why.
+        why: String,
+    },
+}
+
+/// The files of a node, open and consistent with each other.
+struct Files {
+    log: LogStore<RocksLog>,
+    apply: ApplyHandle,
+    snapshots: Snapshots,
+}
+
+impl Cluster {
+    /// Starts a node. `effects` is told what the log says about its clients.
+    ///
+    /// # Errors
+    /// [`StartError`] says what, why and what to do; nothing is left running.
+    pub async fn start(options: RaftOptions, effects: Arc<dyn NodeEffects>) -> Result<Self, StartError> {
+        check_timings(&options.timings)?;
+        let data_dir = DataDir::open(&options.data_dir)?;
+        let known = data_dir.identity()?;
+        let listener = PeerListener::bind(&options.peer_listen, options.tls.clone())
+            .await
+            .map_err(|error| StartError::Listen { address: options.peer_listen.clone(), error })?;
+        let mut info = options.info.clone();
+        info.peer = peer_address(&info.peer, &listener)?;
+        let options = RaftOptions { info, ..options };
+
+        let identity = match known {
+            Some(identity) => check_start(&data_dir, identity, &options.start)?,
+            None => acquire_identity(&data_dir, &options).await?,
+        };
+        info!(node = %identity.node, cluster = %identity.cluster, "starting");
+        let local = LocalPeer { cluster: identity.cluster, node: identity.node, boot: rand::random() };
+        let addresses = AddressBook::default();
+        let files = open_files(&data_dir, identity, &options, addresses.clone()).await?;
+        let pool = PeerPool::new(local, addresses, options.tls.clone());
+        assemble(data_dir, options, identity, local, listener, pool, files, effects).await
+    }
+}
+
+fn check_timings(timings: &Timings) -> Result<(), StartError> {
+    let Timings { heartbeat, election_min, election_max, node_timeout, quorum_grace } = *timings;
+    let rules = [
+        (heartbeat.is_zero(), "the heartbeat interval is 0"),
+        (heartbeat * 2 >= election_min, "the election timeout must be more than two heartbeats"),
+        (election_min >= election_max, "the smallest election timeout must be below the largest"),
+        (quorum_grace >= node_timeout, "quorum_grace must be below node_timeout"),
+    ];
+    match rules.iter().find(|(broken, _)| *broken) {
+        Some((_, rule)) => Err(StartError::Timings((*rule).to_owned())),
+        None => Ok(()),
+    }
+}
+
+/// What others are told: the configured address, or, without a port, the one that is listened at.
+fn peer_address(configured: &str, listener: &PeerListener) -> Result<String, StartError> {
+    let bound = listener.local_addr().map_err(|error| StartError::Listen { address: configured.into(), error })?;
+    Ok(match configured.strip_suffix(":0") {
+        Some(host) => format!("{host}:{}", bound.port()),
+        None if configured.is_empty() => bound.to_string(),
+        None => configured.to_owned(),
+    })
+}
+
+/// A data directory that has an identity goes on as what it is.
+fn check_start(data_dir: &DataDir, identity: Identity, start: &Start) -> Result<Identity, StartError> {
+    if let Start::Join { node_id, cluster_id, token } = *start {
+        data_dir.claim(Identity { cluster: cluster_id, node: node_id, token })?;
+    }
+    Ok(identity)
+}
+
+async fn acquire_identity(data_dir: &DataDir, options: &RaftOptions) -> Result<Identity, StartError> {
+    let identity = match &options.start {
+        Start::Restart => return Err(StartError::NoIdentity(data_dir.path().to_owned())),
+        Start::Bootstrap => {
+            Identity { cluster: ClusterId::random(), node: FIRST_NODE, token: data_dir.join_token()? }
+        }
+        Start::Join { node_id, cluster_id, token } => {
+            Identity { cluster: *cluster_id, node: *node_id, token: *token }
+        }
+        Start::JoinPeers { peers, stays_learner } => {
+            let token = data_dir.join_token()?;
+            let request = JoinRequest { token, info: options.info.clone(), stays_learner: *stays_learner };
+            let grant = join_through(peers, &request, options.tls.as_ref()).await?;
+            Identity { cluster: grant.cluster, node: grant.node, token }
+        }
+    };
+    data_dir.claim(identity)?;
+    Ok(identity)
+}
+
+async fn open_files(
+    data_dir: &DataDir,
+    identity: Identity,
+    options: &RaftOptions,
+    addresses: AddressBook,
+) -> Result<Files, StartError> {
+    let path = data_dir.path().to_owned();
+    let has_log = data_dir.has_log()?;
+    let options = options.clone();
+    let files = spawn_blocking(move || open_files_blocking(&path, identity, has_log, &options, addresses));
+    match files.await {
+        Ok(files) => files,
+        Err(panic) => Err(StartError::State { path: data_dir.path().to_owned(), error: io::Error::other(panic) }),
+    }
+}
+
+fn open_files_blocking(
+    path: &Path,
+    identity: Identity,
+    has_log: bool,
+    options: &RaftOptions,
+    addresses: AddressBook,
+) -> Result<Files, StartError> {
+    let state_error = |error: io::Error| StartError::State { path: path.to_owned(), error };
+    let log_dir = path.join(LOG_DIR);
+    let on_fatal = options.on_fatal.clone();
+    let on_log_fatal = Arc::new(move |error: &LogError| on_fatal.0(&error.to_string()));
+    let engine = RocksLog::open(&log_dir, options.log_engine.clone(), on_log_fatal)?;
+    let state = engine.state();
+    if has_log && state.vote.is_none() && state.last.is_none() && state.purged.is_none() {
+        return Err(StartError::LogLost { path: log_dir, node: identity.node });
+    }
+    let log = LogStore::new(engine).map_err(state_error)?;
+    let (snapshots, rows) = Snapshots::open(path, &options.rows).map_err(state_error)?;
+    let machine = Machine::open(rows)?;
+    let apply = ApplyHandle::start(machine, addresses).map_err(|e| state_error(io::Error::other(e)))?;
+
+    // openraft may apply what this disk has not flushed yet (a majority of others had), so after a power cut
+    // the rows can be ahead of the log. It then purges the log up to the rows, and what is purged must be in
+    // a snapshot, or followers could never be served.
+    let (applied, last) = (apply.state().log_id, log.last_log_id().map_err(state_error)?);
+    if applied > last {
+        warn!(?applied, ?last, "the rows are ahead of the log: taking a snapshot of them first");
+        snapshots.build(&apply.reader()).map_err(state_error)?;
+    }
+    Ok(Files { log, apply, snapshots })
+}
+
+fn raft_config(identity: Identity, timings: &Timings) -> Config {
+    let ms = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
+    Config {
+        cluster_name: identity.cluster.to_string(),
+        heartbeat_interval: ms(timings.heartbeat),
+        election_timeout_min: ms(timings.election_min),
+        election_timeout_max: ms(timings.election_max),
+        // By bytes and time, see `retention`.
+        snapshot_policy: SnapshotPolicy::Never,
+        max_in_snapshot_log_to_keep: u64::MAX,
+        // Bounded by bytes, see `log_store`.
+        max_payload_entries: 4096,
+        enable_pre_vote: Some(true),
+        // A restored leader could answer reads from rows that fell back.
+        enable_leader_restore: Some(false),
+        ..Config::default()
+    }
+}
+
+#[allow(clippy::too_many_arguments, clippy::too_many_lines)]
+async fn assemble(
+    data_dir: DataDir,
+    options: RaftOptions,
+    identity: Identity,
+    local: LocalPeer,
+    listener: PeerListener,
+    pool: PeerPool,
+    files: Files,
+    effects: Arc<dyn NodeEffects>,
+) -> Result<Cluster, StartError> {
+    let Files { log, apply, snapshots } = files;
+    let raft_error = |why: String| StartError::Raft { path: options.data_dir.clone(), why };
+    let timings = options.timings;
+    let tasks = Tasks::new(options.on_fatal.clone());
+
+    // Raft, not running yet.
+    let config = raft_config(identity, &timings).validate().map_err(|e| StartError::Timings(e.to_string()))?;
+    let links = RaftLinks::new(pool.clone(), (timings.election_max * 2).max(Duration::from_secs(2)));
+    let machine = StateMachine::new(apply.clone(), snapshots.clone());
+    let networks = Networks::new(links.clone());
+    let raft = Raft::build(identity.node.0, Arc::new(config), networks, log.clone(), machine)
+        .await
+        .map_err(|e| raft_error(e.to_string()))?;
+    let engine = Arc::new(std::sync::Mutex::new(Some(log.engine().clone())));
+    let unflushed = engine.clone();
+    let consensus = Consensus::new(ConsensusParts {
+        node: identity.node,
+        cluster: identity.cluster,
+        raft: raft.clone(),
+        unflushed_bytes: Box::new(move || {
+            let engine = unflushed.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            engine.as_ref().map_or(0, LogEngine::unflushed_bytes)
+        }),
+        unflushed_bytes_max: options.limits.unflushed_bytes_max,
+        applied: apply.view(),
+        lease: timings.election_max,
+    });
+
+    // This node's stream of commands, and its part as a leader.
+    let seed = StreamSeed::new(identity.node, options.limits, effects);
+    consensus.set_clock(seed.clock());
+    apply.observe(Box::new(seed.observer()));
+    let stream = seed.run(consensus.clone(), pool.clone(), apply.clone(), options.info.clone(), timings, &tasks);
+    let members = Members::new(consensus.clone(), timings.election_max * 2);
+    let (status_task, status) =
+        StatusTask::new(consensus.clone(), apply.clone(), links.clone(), stream.incarnation(), stream.has_quorum());
+
+    let close_log = Box::pin(async move {
+        let engine = engine.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
+        // The last clone waits for the disk.
+        let _ = spawn_blocking(move || drop(engine)).await;
+    });
+    let mut services = stream.services();
+    let cluster = Cluster(Arc::new(Node {
+        consensus: consensus.clone(),
+        apply,
+        stream,
+        members: members.clone(),
+        pool: pool.clone(),
+        status,
+        peer_address: options.info.peer.clone(),
+        tasks,
+        close_log: Mutex::new(Some(close_log)),
+        data_dir,
+    }));
+
+    // Others may speak to it now.
+    let (gone, peers_gone) = mpsc::channel(PEERS_GONE_MAX);
+    let admission: Arc<dyn Admission> = Arc::new(WeakCluster(Arc::downgrade(&cluster.0)));
+    services.push(Arc::new(RaftService::new(consensus.clone(), gone)));
+    services.push(Arc::new(SnapshotService::new(consensus.clone(), snapshots)));
+    services.push(Arc::new(ControlService::new(admission)));
+    let tasks = &cluster.0.tasks;
+    tasks.spawn("peer port", listener.run(local, services));
+    raft.run();
+    tasks.spawn("leader view", consensus.clone().run_view());
+    tasks.spawn("addresses", members.clone().tell_addresses(pool.addresses().clone()));
+    tasks.spawn("failover", Failover::new(consensus.clone(), links, peers_gone).run());
+    tasks.spawn("retention", run_retention(consensus.clone(), log.sizes().clone(), options.log));
+    tasks.spawn("learners", members.promote_learners());
+    tasks.spawn("status", status_task.run());
+    tasks.spawn("raft watch", watch_raft(consensus, options.on_fatal.clone()));
+
+    // Also when a first start was cut short before this.
+    if identity.node == FIRST_NODE && !cluster.0.data_dir.has_log()? {
+        bootstrap(&raft, &options).await?;
+    }
+    tasks.spawn("log mark", mark_log(Arc::downgrade(&cluster.0), identity, log));
+    Ok(cluster)
+}
+
+/// Node 1 alone; a repeat is a no-op.
+async fn bootstrap(raft: &Raft, options: &RaftOptions) -> Result<(), StartError> {
+    let error = |why: String| StartError::Raft { path: options.data_dir.clone(), why };
+    if raft.is_initialized().await.map_err(|e| error(e.to_string()))? {
+        return Ok(());
+    }
+    info!("bootstrapping a new cluster with this node alone");
+    raft.initialize(first_members(FIRST_NODE, options.info.peer.clone())).await.map_err(|e| error(e.to_string()))
+}
+
+/// Notes in the data directory that there is a log now, as soon as it holds anything.
+async fn mark_log(node: Weak<Node>, identity: Identity, log: LogStore<RocksLog>) {
+    loop {
+        let state = log.engine().state();
+        if state.vote.is_some() || state.last.is_some() {
+            break;
+        }
+        sleep(LOG_MARK_INTERVAL).await;
+    }
+    drop(log);
+    let marked = spawn_blocking(move || node.upgrade().map(|node| node.data_dir.mark_log(identity)));
+    if let Ok(Some(Err(error))) = marked.await {
+        warn!(%error, "the data directory could not be marked");
+    }
+}
+
+/// Raft that ends by itself is fatal.
+async fn watch_raft(consensus: Consensus, on_fatal: crate::options::FatalHook) {
+    let mut metrics = consensus.raft().server_metrics();
+    while metrics.changed().await.is_ok() {}
+    let metrics = consensus.raft().metrics();
+    let state = metrics.borrow_watched().running_state.clone();
+    if let Err(fatal) = state {
+        on_fatal.0(&format!("Raft has stopped: {fatal}"));
+    }
+}
+
+/// The peer port must not keep a node alive that everyone else has dropped.
+struct WeakCluster(Weak<Node>);
+
+impl Admission for WeakCluster {
+    fn admit(
+        &self,
+        request: JoinRequest,
+        passed_on: bool,
+    ) -> futures_util::future::BoxFuture<'_, Result<crate::join::JoinGrant, JoinError>> {
+        Box::pin(async move {
+            match self.0.upgrade() {
+                Some(node) => Cluster(node).admit_request(request, passed_on).await,
+                None => Err(JoinError::NoLeader("this node is stopping".into())),
+            }
+        })
+    }
+}

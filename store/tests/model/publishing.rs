@@ -1,0 +1,182 @@
+//! Who gets a message, and what happens when a queue has no room for it.
+
+use std::collections::BTreeSet;
+
+use bytes::Bytes;
+use quorate_store::codec::{self, Payload};
+use quorate_store::command::QueueFullPolicy;
+use quorate_store::ids::{ClusterTime, Position, QoS, SessionId};
+use quorate_store::message::Message;
+use quorate_store::topic::TopicName;
+
+use super::matching::matches;
+use super::state::{Msg, Row, Session, Sub};
+use super::{Model, Sent};
+
+/// How one session gets a message: once, at the highest QoS of the subscriptions that match [MQTT-3.3.4-2].
+struct Copy {
+    session: SessionId,
+    qos: QoS,
+    retain: Option<bool>,
+    identifiers: BTreeSet<u32>,
+}
+
+impl Model {
+    fn copies(&self, msg: &Msg, publisher: Option<SessionId>) -> Vec<Copy> {
+        let mut copies = Vec::new();
+        for session in self.sessions.values() {
+            let subs: Vec<&Sub> = session
+                .subs
+                .iter()
+                .filter(|(filter, sub)| {
+                    matches(filter, &msg.topic) && !(sub.options.no_local && publisher == Some(session.id))
+                })
+                .map(|(_, sub)| sub)
+                .collect();
+            let Some(granted) = subs.iter().map(|sub| sub.options.qos).max() else { continue };
+            let as_published: BTreeSet<bool> = subs.iter().map(|sub| sub.options.retain_as_published).collect();
+            let retain = match (msg.retain, as_published.len()) {
+                (false, _) => Some(false),
+                (true, 1) => as_published.first().copied(),
+                (true, _) => None,
+            };
+            copies.push(Copy {
+                session: session.id,
+                qos: granted.min(msg.qos),
+                retain,
+                identifiers: subs.iter().filter_map(|sub| sub.identifier).collect(),
+            });
+        }
+        copies
+    }
+
+    /// Whether nobody but the publisher's own No Local subscription matches: MQTT leaves open whether that
+    /// counts as a matching subscriber.
+    pub(super) fn only_no_local_matches(&self, topic: &str, publisher: Option<SessionId>) -> bool {
+        let matching = |s: &Session, local: bool| {
+            s.subs
+                .iter()
+                .any(|(f, sub)| matches(f, topic) && (sub.options.no_local && publisher == Some(s.id)) == local)
+        };
+        self.sessions.values().any(|s| matching(s, true)) && !self.sessions.values().any(|s| matching(s, false))
+    }
+
+    /// The sessions to which a QoS 0 message is routed, with the Subscription Identifiers.
+    pub(super) fn qos0_routes(&self, topic: &str, publisher: Option<SessionId>) -> Vec<(&Session, BTreeSet<u32>)> {
+        let msg = Msg {
+            topic: topic.to_owned(),
+            payload: Vec::new(),
+            qos: QoS::AtMostOnce,
+            retain: false,
+            expires_at: None,
+            position: None,
+        };
+        self.copies(&msg, publisher).into_iter().map(|c| (&self.sessions[&c.session], c.identifiers)).collect()
+    }
+
+    /// Version 1 of the formula: the message's row as encoded, and 64 bytes.
+    fn charge_of(&self, msg: &Msg) -> u64 {
+        if !self.charges {
+            return 0;
+        }
+        let message = Message {
+            // A position of the early log, whichever: all of them take the same room.
+            position: msg.position.unwrap_or(Position::new(1, 0)),
+            topic: TopicName::new(&msg.topic).unwrap(),
+            qos: msg.qos,
+            retain: msg.retain,
+            published_at: ClusterTime(self.time),
+            expires_at: msg.expires_at.map(ClusterTime),
+            properties: None,
+            payload: Payload(Bytes::from(msg.payload.clone())),
+        };
+        64 + codec::encode(&message).unwrap().len() as u64
+    }
+
+    /// Decided for all recipients before anything is written.
+    pub(super) fn is_refused(&self, msg: &Msg, publisher: Option<SessionId>) -> bool {
+        self.settings.policy == QueueFullPolicy::Reject
+            && self.copies(msg, publisher).iter().any(|copy| {
+                let session = &self.sessions[&copy.session];
+                let charge = self.charge_of(msg);
+                copy.qos > QoS::AtMostOnce
+                    && session.durable
+                    && session.bytes() + charge > self.settings.queue_bytes_max
+            })
+    }
+
+    /// Retains `msg` if it says so and gives it to everybody who subscribed. Whether somebody did.
+    pub(super) fn spread(&mut self, msg: &Msg, publisher: Option<SessionId>) -> bool {
+        if msg.retain && msg.payload.is_empty() {
+            self.retained.remove(&msg.topic);
+        } else if msg.retain {
+            self.retained.insert(msg.topic.clone(), msg.clone());
+        }
+        let copies = self.copies(msg, publisher);
+        let matched = !copies.is_empty();
+        for copy in copies {
+            self.give(copy, msg);
+        }
+        matched
+    }
+
+    /// Retained messages go to a new subscription [MQTT-3.3.1-9], RETAIN set [MQTT-3.3.1-8].
+    pub(super) fn send_retained(&mut self, to: SessionId, filter: &str, sub: &Sub) {
+        let found: Vec<Msg> = self.retained.values().filter(|m| matches(filter, &m.topic)).cloned().collect();
+        for msg in found {
+            let msg = Msg { position: None, ..msg };
+            let qos = msg.qos.min(sub.options.qos);
+            let copy = Copy { session: to, qos, retain: Some(true), identifiers: sub.identifier.into_iter().collect() };
+            self.give(copy, &msg);
+        }
+    }
+
+    fn give(&mut self, copy: Copy, msg: &Msg) {
+        let charge = self.charge_of(msg);
+        let max = self.settings.queue_bytes_max;
+        let policy = self.settings.policy;
+        let Copy { session, qos, retain, identifiers } = copy;
+        let Some(session) = self.sessions.get_mut(&session) else { return };
+        let mut seq = None;
+        if qos > QoS::AtMostOnce && session.durable {
+            if !session.has_room_for(charge, max, policy) {
+                session.dropped += 1;
+                return;
+            }
+            seq = Some(session.tail);
+            let row = Row {
+                msg: msg.clone(),
+                qos,
+                retain,
+                identifiers: identifiers.clone(),
+                released: false,
+                may_be_gone: false,
+                fresh: true,
+                charge,
+            };
+            session.rows.insert(session.tail, row);
+            session.tail += 1;
+        }
+        if session.owner.is_some() {
+            let to = session.reference();
+            self.out.push(Sent { to, seq, qos, retain, identifiers, msg: msg.clone() });
+        }
+    }
+}
+
+impl Session {
+    /// Makes room where the policy is to drop: the oldest rows that were certainly not sent.
+    fn has_room_for(&mut self, charge: u64, max: u64, policy: QueueFullPolicy) -> bool {
+        while self.bytes() + charge > max {
+            let unsent = self.maybe_sent_end().0;
+            match self.rows.range(unsent..).next().map(|(seq, _)| *seq) {
+                Some(oldest) if policy == QueueFullPolicy::DropOldest => {
+                    self.rows.remove(&oldest);
+                    self.dropped += 1;
+                }
+                _ => return false,
+            }
+        }
+        true
+    }
+}
