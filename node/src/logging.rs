@@ -7,8 +7,8 @@ use tracing_subscriber::EnvFilter;
 
 use crate::config::LogFormat;
 
-/// Libraries that tell every step of theirs at `info`.
-const QUIET: &str = "openraft=warn,ntex=warn,ntex_io=warn,ntex_net=warn,ntex_rt=warn,ntex_server=warn";
+/// Libraries that tell every step of theirs at `info`, or every attempt to reach a dead node at `warn`.
+const QUIET: &str = "openraft=error,ntex=warn,ntex_io=warn,ntex_net=warn,ntex_rt=warn,ntex_server=warn";
 
 /// `log_level` does not parse.
 #[derive(Debug, Error)]

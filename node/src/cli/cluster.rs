@@ -1,5 +1,7 @@
 //! `quorate cluster`: status and membership, through any node's administration.
 
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 use quorate_http_admin::{
     ClusterView, JoinRequest, Joined, NodeView, Plan, Quorum, Role, TransferRequest, Transferred,
@@ -8,10 +10,16 @@ use reqwest::Method;
 use serde::Serialize;
 use serde_json::Value;
 
-use super::admin::Admin;
+use tokio::time::{Instant, sleep};
+
+use super::admin::{Admin, AdminFailure};
 use super::{Failure, print_out};
 
 const NODES: &str = "/api/v1/cluster/nodes";
+/// How long a change waits for a leader.
+const LEADER_TIMEOUT: Duration = Duration::from_secs(10);
+/// Before it asks again.
+const LEADER_PAUSE: Duration = Duration::from_millis(250);
 
 /// `quorate cluster …`
 #[derive(Debug, Args)]
@@ -102,7 +110,7 @@ pub(crate) async fn run(args: ClusterArgs) -> Result<(), Failure> {
     };
     let dry_run = args.dry_run && method != Method::GET;
     let path = if dry_run { format!("{path}?dry_run=true") } else { path };
-    let answer: Value = admin.ask(method, &path, body.as_ref()).await.map_err(|failure| admin.failure(&failure))?;
+    let answer = ask(&admin, &method, &path, body.as_ref()).await?;
     let text = if args.json {
         let mut answer = answer;
         // Whoever scripts this needs the token to start the node with.
@@ -133,6 +141,23 @@ pub(crate) async fn run(args: ClusterArgs) -> Result<(), Failure> {
         }
     };
     print_out(&text)
+}
+
+/// Asks again while leadership moves: such an answer says that nothing was done.
+async fn ask(admin: &Admin, method: &Method, path: &str, body: Option<&Value>) -> Result<Value, Failure> {
+    let deadline = Instant::now() + LEADER_TIMEOUT;
+    loop {
+        match admin.ask(method.clone(), path, body).await {
+            Ok(answer) => return Ok(answer),
+            Err(AdminFailure::Refused(problem))
+                if matches!(problem.kind.as_str(), "/problems/leader-moved" | "/problems/no-leader")
+                    && Instant::now() < deadline =>
+            {
+                sleep(LEADER_PAUSE).await;
+            }
+            Err(failure) => return Err(admin.failure(&failure)),
+        }
+    }
 }
 
 fn json(value: &impl Serialize) -> Result<Value, Failure> {

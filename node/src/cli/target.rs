@@ -68,18 +68,19 @@ impl Target {
         self.client_id.clone().unwrap_or_else(|| format!("{prefix}-{:08x}", rand::random::<u32>()))
     }
 
-    /// Connects to the first server that accepts; `preferred` (a Server Reference) is tried first.
+    /// Connects to the first server that accepts; `preferred` (a Server Reference, one server or more)
+    /// goes first.
     ///
     /// # Errors
     /// When none has for `timeout`, or when one refuses for good.
     pub(crate) async fn connect(&self, client: &mut Client, preferred: Option<&str>) -> Result<bool, Failure> {
         let timeout = Duration::from_secs(self.timeout.max(1));
         let deadline = tokio::time::Instant::now() + timeout;
-        let mut preferred = preferred.map(address_of);
+        let mut preferred: Vec<String> = preferred.unwrap_or_default().split_whitespace().map(address_of).collect();
         loop {
             let mut last = None;
             let listed = self.url.iter().map(|url| address_of(url));
-            for address in preferred.take().into_iter().chain(listed) {
+            for address in std::mem::take(&mut preferred).into_iter().chain(listed) {
                 match client.connect(&address, timeout).await {
                     Ok(present) => return Ok(present),
                     Err(ClientError::Refused { reason, detail }) if is_final(reason) => {

@@ -56,7 +56,7 @@ pub struct DemoArgs {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=65_500))]
     base_port: Option<u16>,
     /// Messages a second of each of the six publishers
-    #[arg(long, value_name = "N", default_value_t = 300, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    #[arg(long, value_name = "N", default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     rate: u32,
 }
 
@@ -74,7 +74,10 @@ pub async fn run(args: DemoArgs) -> Result<(), Failure> {
         _ = tokio::signal::ctrl_c() => Err(Failure::new("interrupted before the verdict")),
     };
     for node in &mut nodes {
-        node.stop(STOP_TIMEOUT).await;
+        node.ask_to_stop();
+    }
+    for node in &mut nodes {
+        node.stopped(STOP_TIMEOUT).await;
     }
     if let Err(failure) = result {
         let kept = dir.keep();

@@ -163,10 +163,16 @@ impl Node {
         }
     }
 
-    /// Closes its standard input, which it takes as SIGTERM, and waits for its end.
-    pub async fn stop(&mut self, timeout: Duration) {
+    /// Closes its standard input, which it takes as SIGTERM.
+    pub fn ask_to_stop(&mut self) {
+        if let Some(child) = &mut self.child {
+            drop(child.stdin.take());
+        }
+    }
+
+    /// Waits for its end; after `timeout` it is killed.
+    pub async fn stopped(&mut self, timeout: Duration) {
         let Some(mut child) = self.child.take() else { return };
-        drop(child.stdin.take());
         if tokio::time::timeout(timeout, child.wait()).await.is_err() {
             let _ = child.kill().await;
         }

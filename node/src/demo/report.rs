@@ -41,7 +41,7 @@ pub fn verdict_table(verdict: &Verdict, subscribers: usize, timings: &Timings, r
     row("acknowledged to the publishers", |counts| counts.acknowledged);
     row(&format!("delivered to {subscribers} subscribers, together"), |counts| counts.delivered);
     row("lost", |counts| counts.lost);
-    row("repeated as QoS 1 allows (see README)", |counts| counts.repeated);
+    row("repeated after a broken connection", |counts| counts.repeated);
     row("duplicated", |counts| counts.duplicated);
     row("out of order", |counts| counts.out_of_order);
     text.push('\n');

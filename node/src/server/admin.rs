@@ -99,7 +99,7 @@ impl ClusterAdmin for NodeAdmin {
         } else {
             None
         };
-        Health { not_ready: not_ready.map(str::to_owned), is_leader: status.leader == Some(status.node) }
+        Health { not_ready: not_ready.map(str::to_owned), is_leader: self.cluster.leader().borrow().is_self }
     }
 
     async fn join(&self, request: JoinRequest) -> Result<Joined, AdminError> {
@@ -133,7 +133,8 @@ impl ClusterAdmin for NodeAdmin {
 
     async fn transfer(&self, to: Option<u64>) -> Result<Transferred, AdminError> {
         self.cluster.transfer(to.map(NodeId)).await.map_err(|error| self.error(error))?;
-        match self.status().leader {
+        let leader = self.cluster.leader().borrow().leader;
+        match leader {
             Some(leader) => Ok(Transferred { leader: leader.0 }),
             None => Err(AdminError::Unavailable(
                 "leadership was handed over, but who leads now is not known yet".to_owned(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use quorate_http_admin::{AdminServer, Forwarder, Metrics, router};
 use quorate_raft::identity::{DataDir, Identity};
-use quorate_raft::{Cluster, FatalHook, RaftOptions, Start};
+use quorate_raft::{Cluster, FatalHook, NodeRole, RaftOptions, Start};
 use quorate_store::command::{Command, NodeInfo, QueueFullPolicy, Setting};
 use quorate_store::ids::NodeId;
 use tokio::net::TcpListener;
@@ -178,14 +178,17 @@ fn start_admin(
 
 /// Stops the parts: leadership moves, clients are told, what is applied is flushed.
 async fn stop(config: &Config, node: NodeId, cluster: Cluster, mqtt: Arc<MqttServer>, admin: AdminServer) {
-    let (is_leader, elsewhere) = {
+    let (hands_over, elsewhere) = {
         let status = cluster.status();
         let status = status.borrow();
-        let others = status.nodes.iter().filter(|other| other.id != node && other.is_up && !other.info.mqtt.is_empty());
-        let elsewhere: Vec<&str> = others.map(|other| other.info.mqtt.as_str()).collect();
-        (status.leader == Some(node), (!elsewhere.is_empty()).then(|| elsewhere.join(" ")))
+        let others = || status.nodes.iter().filter(|other| other.id != node && other.is_up);
+        let elsewhere: Vec<&str> =
+            others().map(|other| other.info.mqtt.as_str()).filter(|mqtt| !mqtt.is_empty()).collect();
+        let has_heir = others().any(|other| other.is_reachable && other.role != NodeRole::Learner);
+        let hands_over = status.leader == Some(node) && status.has_quorum && has_heir;
+        (hands_over, (!elsewhere.is_empty()).then(|| elsewhere.join(" ")))
     };
-    if is_leader && elsewhere.is_some() {
+    if hands_over {
         match tokio::time::timeout(TRANSFER_TIMEOUT, cluster.transfer(None)).await {
             Ok(Ok(())) => tracing::info!("leadership handed over"),
             Ok(Err(error)) => tracing::warn!(%error, "leadership not handed over; the others will elect a leader"),

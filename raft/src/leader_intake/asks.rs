@@ -25,6 +25,8 @@ use crate::proposer::lock;
 const QUEUE_MAX: usize = 256;
 /// Questions on the connection that wait for their answer.
 const UNANSWERED_MAX: usize = 1024;
+/// A leader that takes nothing for so long is dialed anew.
+const SEND_PATIENCE: Duration = Duration::from_millis(1500);
 
 /// Why there is no answer. The question may have been received.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -173,7 +175,8 @@ impl Courier {
                 continue;
             }
             let to = call.to;
-            if let Err(error) = self.send(call).await {
+            let sent = timeout(SEND_PATIENCE, self.send(call)).await;
+            if let Err(error) = sent.unwrap_or_else(|_| Err(std::io::ErrorKind::TimedOut.into())) {
                 debug!(%to, %error, "a question to the leader was not sent");
                 self.conn = None;
             }

@@ -6,17 +6,19 @@
 //! nothing was applied for too long; after each of these the stream starts again at its oldest batch.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use quorate_store::ids::NodeId;
+use quorate_store::ids::{Incarnation, NodeId};
 use tokio::sync::watch;
-use tokio::time::{sleep, sleep_until};
+use tokio::time::{sleep, sleep_until, timeout};
 use tracing::{debug, info};
 
 use super::link::{Backoff, Link, LinkEnd, LinkFactory};
 use super::{Shared, Step};
 use crate::consensus::LeaderView;
-use quorate_store::ids::Incarnation;
+
+/// A link that blocks for longer is given up.
+const SEND_PATIENCE: Duration = Duration::from_millis(2000);
 
 /// Sends the stream for as long as it runs. Aborting it at any point is safe: what has a number is kept.
 pub(crate) async fn run_stream(shared: Arc<Shared>, links: Arc<dyn LinkFactory>, leader: watch::Receiver<LeaderView>) {
@@ -101,8 +103,7 @@ impl Driver {
                 let deadline = loop {
                     match shared.step(Instant::now()) {
                         Step::Send(batch) => {
-                            // A link that blocks here and has ended is noticed by the write or by `superseded`.
-                            if let Err(end) = sender.send(batch).await {
+                            if let Err(end) = patiently(sender.send(batch)).await {
                                 break Err(end);
                             }
                         }
@@ -114,7 +115,7 @@ impl Driver {
                     Ok(deadline) => deadline,
                     Err(end) => break end,
                 };
-                if let Err(end) = sender.flush().await {
+                if let Err(end) = patiently(sender.flush()).await {
                     break end;
                 }
                 tokio::select! {
@@ -139,6 +140,11 @@ impl Driver {
             end = send => end,
         }
     }
+}
+
+/// A leader that takes nothing for so long is as good as gone.
+async fn patiently(sent: impl Future<Output = Result<(), LinkEnd>>) -> Result<(), LinkEnd> {
+    timeout(SEND_PATIENCE, sent).await.unwrap_or(Err(LinkEnd::Stalled))
 }
 
 /// Resolves at `deadline`; never without one.

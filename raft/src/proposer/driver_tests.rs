@@ -154,14 +154,20 @@ async fn a_leader_that_swallows_without_a_word_is_found_out_by_the_gap_or_by_sil
     FakeRaft::elect(&cluster.rafts, 2, 1);
     cluster.submit(0..10).await;
     cluster.answered(10).await;
-    cluster.rafts[1].set_mood(Mood::Swallows);
-    cluster.submit(10..20).await;
-    // Everything under way was swallowed, and nobody says so.
-    cluster.rafts[1].set_mood(Mood::Takes);
-    cluster.submit(20..30).await;
-    cluster.answered(30).await;
+    for (first, behind) in [(10, 10), (30, 0)] {
+        let mut swallowed = cluster.rafts[1].swallowed();
+        let before = *swallowed.borrow();
+        cluster.rafts[1].set_mood(Mood::Swallows);
+        cluster.submit(first..first + 10).await;
+        timeout(SOON, swallowed.wait_for(|n| *n > before)).await.unwrap().unwrap();
+        // Nobody says so.
+        cluster.rafts[1].set_mood(Mood::Takes);
+        cluster.submit(first + 10..first + 10 + behind).await;
+        cluster.answered(first + 10 + behind).await;
+    }
     let stats = cluster.proposer.stats();
     assert!(stats.resent.get() > 0);
+    assert!(stats.stalls.get() > 0, "with nothing behind it, only silence tells");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

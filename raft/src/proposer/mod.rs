@@ -199,7 +199,7 @@ impl Shared {
     /// Opens the stream of a new incarnation. Called when its `NodeStarted` is applied here.
     fn open(&self, incarnation: Incarnation, now: Instant) {
         *lock(&self.stream) = Some(ProposalStream::new(self.node, incarnation, self.stream_limits, now));
-        if !mutant("keepwaiting") || lock(&self.waiting).is_none() { *lock(&self.waiting) = Some(Waiting::new(incarnation, self.waiting_commands_max, self.waiting_bytes_max)); }
+        *lock(&self.waiting) = Some(Waiting::new(incarnation, self.waiting_commands_max, self.waiting_bytes_max));
         self.stats.incarnations_started.inc();
         info!(%incarnation, "this node has an incarnation: it takes commands");
         self.incarnation.send_replace(Some(incarnation));
@@ -209,7 +209,7 @@ impl Shared {
     /// Forgets everything that waits and everything in flight. Nothing of it will be answered.
     fn close(&self, incarnation: Incarnation) {
         // First the queue, so that nothing is cut for the stream after it is gone.
-        let waiting = if mutant("keepwaiting") { None } else { lock(&self.waiting).take() }.map_or(0, |mut w| w.clear());
+        let waiting = lock(&self.waiting).take().map_or(0, |mut w| w.clear());
         self.waiting_commands.store(0, Ordering::Release);
         let in_flight = lock(&self.stream).take().map_or(0, |s| s.waiters());
         self.stats.abandoned.add((waiting + in_flight) as u64);
@@ -298,7 +298,6 @@ impl Shared {
     }
 }
 
-pub(crate) fn mutant(n: &str) -> bool { std::env::var("MUT").as_deref() == Ok(n) }
 /// A lock that outlives a panic elsewhere: what it guards is changed in steps that cannot fail halfway.
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)

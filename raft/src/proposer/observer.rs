@@ -147,7 +147,7 @@ impl ApplyObserver for StreamObserver {
             Effect::Kick { owner, from, reason } if self.is_own(owner) => {
                 self.events.push(NodeEvent::Kick { from, reason });
             }
-            Effect::IncarnationClosed { incarnation, .. } if self.is_own(incarnation) && !crate::proposer::mutant("ignoreclose") => self.over(incarnation),
+            Effect::IncarnationClosed { incarnation, .. } if self.is_own(incarnation) => self.over(incarnation),
             Effect::Applied { .. }
             | Effect::Gap { .. }
             | Effect::Deliver { .. }
@@ -190,7 +190,7 @@ impl ApplyObserver for StreamObserver {
         // Nothing of a run that was not committed may be told any more.
         self.events.clear();
         self.answers.clear();
-        if let Some(incarnation) = self.own.filter(|_| !crate::proposer::mutant("snapkeep")) {
+        if let Some(incarnation) = self.own {
             self.over(incarnation);
         }
         for turn in std::mem::take(&mut self.turns) {

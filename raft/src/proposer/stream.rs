@@ -136,14 +136,9 @@ impl ProposalStream {
         }
     }
 
-    /// Whose stream it is.
-    pub(crate) fn incarnation(&self) -> Incarnation {
-        self.incarnation
-    }
-
     /// A new link to a leader is open: everything in flight goes down it, in order.
     pub(crate) fn connected(&mut self, now: Instant) {
-        self.sent = Some(if crate::proposer::mutant("noresend") { self.in_flight.len() } else if crate::proposer::mutant("skipfirst") { 1.min(self.in_flight.len()) } else { 0 });
+        self.sent = Some(0);
         self.gap_answered = None;
         self.waiting_since = now;
     }
@@ -207,13 +202,12 @@ impl ProposalStream {
         let Some(batch) = self.in_flight.pop_front() else { return Ok(()) };
         self.in_flight_bytes -= batch.bytes.len();
         // It may have been applied before it was sent again on this link.
-        if !crate::proposer::mutant("nodec") { self.sent = self.sent.map(|n| n.saturating_sub(1)); }
+        self.sent = self.sent.map(|n| n.saturating_sub(1));
         self.waiting_since = now;
         self.stalls = 0;
         if batch.commands as usize != outcomes.len() {
             return Err(StreamBroken::Outcomes { seq, commands: batch.commands, outcomes: outcomes.len() });
         }
-        if crate::proposer::mutant("lastfirst") && outcomes.len() > 1 { tell(batch.waiters[0].ticket, outcomes[1].clone()); }
         for waiter in batch.waiters {
             if let Some(outcome) = outcomes.get(waiter.command as usize) {
                 tell(waiter.ticket, outcome.clone());
@@ -226,7 +220,6 @@ impl ProposalStream {
     /// everything is now sent again from there.
     pub(crate) fn gap(&mut self, expected: BatchSeq) -> Result<bool, StreamBroken> {
         let oldest = self.in_flight.front().map(|b| b.seq);
-        if crate::proposer::mutant("nogap") { return Ok(false); }
         if oldest != Some(expected) {
             return Err(StreamBroken::ForeignGap { expected, oldest });
         }
@@ -242,7 +235,7 @@ impl ProposalStream {
     /// When [`Self::stalled`] should be asked; `None` while nothing that was sent waits.
     pub(crate) fn deadline(&self) -> Option<Instant> {
         let waits = self.sent.is_some_and(|n| n > 0) && !self.in_flight.is_empty();
-        waits.then(|| self.waiting_since + self.limits.resend_after * (1 << self.stalls.min(STALL_DOUBLINGS_MAX))).filter(|_| !crate::proposer::mutant("nostall"))
+        waits.then(|| self.waiting_since + self.limits.resend_after * (1 << self.stalls.min(STALL_DOUBLINGS_MAX)))
     }
 
     /// Whether the oldest batch has waited for too long, with no progress at all: then the link is given up

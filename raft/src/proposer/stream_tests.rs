@@ -68,6 +68,7 @@ fn numbers_count_from_one_and_slots_are_bounded() {
     assert_eq!(stream.next(1000, 1 << 20, now), Next::Nothing);
     assert_eq!(applied(&mut stream, 1, now), [1]);
     assert_eq!(cut(&mut stream, now), 9);
+    assert_eq!(sent(&mut stream, now), [(9, false)]);
 }
 
 #[test]

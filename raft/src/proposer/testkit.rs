@@ -224,6 +224,7 @@ struct FakeRaftState {
     applied: watch::Sender<AppliedView>,
     log: watch::Sender<Vec<Bytes>>,
     mood: Mutex<Mood>,
+    swallowed: watch::Sender<u64>,
     acked_at: Mutex<Option<Instant>>,
 }
 
@@ -240,6 +241,7 @@ impl FakeRaft {
                 applied: watch::Sender::new(AppliedView::default()),
                 log: log.clone(),
                 mood: Mutex::default(),
+                swallowed: watch::Sender::new(0),
                 acked_at: Mutex::new(None),
             }))
         };
@@ -259,13 +261,14 @@ impl FakeRaft {
         *lock(&self.0.mood) = mood;
     }
 
+    /// How many appends it has swallowed.
+    pub(crate) fn swallowed(&self) -> watch::Receiver<u64> {
+        self.0.swallowed.subscribe()
+    }
+
     /// Something that was enqueued was dropped.
     pub(crate) fn tell_refusal(&self) {
         self.0.view.send_modify(|view| view.refusals += 1);
-    }
-
-    pub(crate) fn set_applied(&self, applied: AppliedView) {
-        self.0.applied.send_replace(applied);
     }
 
     pub(crate) fn set_acked(&self, at: Option<Instant>) {
@@ -290,7 +293,7 @@ impl Leadership for FakeRaft {
         }
         match lock(&self.0.mood).clone() {
             Mood::Takes => self.0.log.send_modify(|log| log.push(bytes)),
-            Mood::Swallows => {}
+            Mood::Swallows => self.0.swallowed.send_modify(|n| *n += 1),
             Mood::Refuses(refused) => return Err(refused),
         }
         Ok(())

@@ -166,13 +166,7 @@ impl World {
             }
             Action::Commit(count) => self.committed = (self.committed + usize::from(*count)).min(self.log.len()),
             Action::Apply(count) => self.apply(usize::from(*count)),
-            Action::Wait(ms) => {
-                self.now += Duration::from_millis(u64::from(*ms));
-                let now = self.now;
-                if self.proposer.shared().with_stream(|s| s.stalled(now)).unwrap_or(false) {
-                    self.reconnect();
-                }
-            }
+            Action::Wait(ms) => self.wait(Duration::from_millis(u64::from(*ms))),
             Action::DeclareLost => {
                 if let Some(incarnation) = self.machine.open {
                     self.log.push(Entry::Lost(incarnation));
@@ -180,6 +174,14 @@ impl World {
             }
             Action::Start => self.start(),
             Action::Snapshot => self.snapshot(),
+        }
+    }
+
+    fn wait(&mut self, patience: Duration) {
+        self.now += patience;
+        let now = self.now;
+        if self.proposer.shared().with_stream(|s| s.stalled(now)).unwrap_or(false) {
+            self.reconnect();
         }
     }
 
@@ -316,7 +318,7 @@ impl World {
     }
 
     /// All faults end: everything that was submitted in the incarnation that lives is answered.
-    fn heal(&mut self) {
+    fn heal(&mut self, patience: Duration) {
         for _ in 0..400 {
             if self.proposer.incarnation().is_none() {
                 self.start();
@@ -336,7 +338,7 @@ impl World {
                 if self.proposer.depth() == (0, 0) {
                     break;
                 }
-                self.run(&Action::Wait(60_000));
+                self.wait(patience);
             }
         }
         assert_eq!(self.proposer.depth(), (0, 0), "the stream does not drain");
@@ -347,19 +349,48 @@ impl World {
     }
 }
 
+/// Nothing goes wrong.
+fn calm_action() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        3 => (1..40u8).prop_map(Action::Submit),
+        1 => (1..20u8).prop_map(Action::SubmitSettles),
+        3 => (1..40u8).prop_map(Action::Pump),
+        3 => (1..20u8).prop_map(|frames| Action::Deliver { conn: 0, frames }),
+        3 => (1..20u8).prop_map(Action::Commit),
+        3 => (1..20u8).prop_map(Action::Apply),
+    ]
+}
+
+/// With an incarnation and a link.
+fn started() -> World {
+    let mut world = World::new();
+    world.start();
+    world.committed = 1;
+    world.apply(1);
+    world.reconnect();
+    world
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
 
     #[test]
     fn every_command_is_applied_once_in_order_and_answered_once(actions in prop::collection::vec(action(), 1..250)) {
-        let mut world = World::new();
-        world.start();
-        world.committed = 1;
-        world.apply(1);
-        world.reconnect();
+        let mut world = started();
         for action in &actions {
             world.run(action);
         }
-        world.heal();
+        world.heal(Duration::from_secs(60));
+    }
+
+    #[test]
+    fn without_faults_nothing_is_sent_twice_or_waits_for_patience(actions in prop::collection::vec(calm_action(), 1..250)) {
+        let mut world = started();
+        for action in &actions {
+            world.run(action);
+        }
+        world.heal(Duration::ZERO);
+        prop_assert_eq!(world.proposer.stats().resent.get(), 0);
+        prop_assert_eq!(world.proposer.stats().gaps.get(), 0);
     }
 }

@@ -114,7 +114,6 @@ impl Waiting {
             self.bytes -= command_bytes;
             if submission.withdrawn.is_some_and(|w| w.load(Ordering::Acquire)) {
                 cut.withdrawn += 1;
-                if crate::proposer::mutant("gapwaiter") { cut.waiters.push(Waiter { ticket: submission.ticket, command: 0 }); }
                 continue;
             }
             bytes += command_bytes;
@@ -151,7 +150,7 @@ impl Cut {
             }
             other => {
                 if let Some(from) = connection_of(other) {
-                    if !crate::proposer::mutant("overtake") { settles.remove(&from); }
+                    settles.remove(&from);
                 }
             }
         }
