@@ -197,11 +197,10 @@ fn a_zeroed_block_in_the_middle_is_refused() {
     let (dir, _, options) = killed(0, 100, false);
     let options = LogOptions { write_buffer_bytes: 8 << 20, ..options };
     let log = open(dir.path(), &options).unwrap();
-    let mut next = log.state().last.map_or(0, |l| l + 1);
-    for _ in 0..100 {
+    let next = log.state().last.map_or(0, |l| l + 1);
+    for next in next..next + 100 {
         let bytes = bytes::Bytes::from(vec![7; 2000]);
         wait(|done| log.append(vec![quorate_store::log::LogRecord { index: next, bytes }], done)).unwrap();
-        next += 1;
     }
     let copy = tempfile::tempdir().unwrap();
     copy_files(dir.path(), copy.path(), false);
@@ -365,4 +364,78 @@ fn a_damaged_table_is_refused() {
     fs::write(&path, &bytes).unwrap();
     let error = open(dir.path(), &options).unwrap_err().to_string();
     assert!(error.contains(path.file_name().unwrap().to_str().unwrap()), "{error}");
+}
+
+/// A power cut while RocksDB notes a change of its files: what was written before is all there.
+#[test]
+fn the_torn_end_of_a_manifest_is_cut_off_and_a_lost_one_is_noticed() {
+    let (dir, model, options) = killed(2, 200, true);
+    let name = fs::read_to_string(dir.path().join("CURRENT")).unwrap();
+    let manifest = dir.path().join(name.trim());
+    let whole = fs::read(&manifest).unwrap();
+    let mut torn = whole.clone();
+    // The beginning of a record whose data never came.
+    torn.extend_from_slice(&[1, 2, 3, 4, 40, 0, 1]);
+    torn.extend_from_slice(&[0; 40]);
+    fs::write(&manifest, &torn).unwrap();
+    assert_whole(dir.path(), &options, &model);
+    assert_eq!(fs::read(manifest.with_extension("torn")).unwrap(), torn, "the evidence is kept");
+
+    // A change that was synced and is damaged now: the write-ahead logs from before it are gone.
+    let (dir, _, options) = killed(2, 200, true);
+    let manifest = dir.path().join(fs::read_to_string(dir.path().join("CURRENT")).unwrap().trim());
+    let mut damaged = fs::read(&manifest).unwrap();
+    let at = damaged.len() / 2;
+    damaged[at] ^= 1;
+    fs::write(&manifest, &damaged).unwrap();
+    let error = open(dir.path(), &options).unwrap_err();
+    assert!(matches!(error, LogError::Damaged { .. } | LogError::Rocks { .. }), "{error}");
+}
+
+/// Wherever the border of a block falls in a record, its head included, the check reads what RocksDB wrote.
+#[test]
+fn the_check_reads_what_rocksdb_writes_at_every_border_of_a_block() {
+    for recycled in [0, 1] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut options = rocksdb::Options::default();
+        options.create_if_missing(true);
+        options.set_wal_recovery_mode(rocksdb::DBRecoveryMode::PointInTime);
+        options.set_recycle_log_file_num(recycled);
+        let db = rocksdb::DB::open(&options, dir.path()).unwrap();
+        let mut synced = rocksdb::WriteOptions::default();
+        synced.set_sync(true);
+        let floor = wal::floor(dir.path()).unwrap().unwrap();
+        // A record is 12 bytes, 4 for the put with its lengths, and the value; each one ends a byte later in
+        // its block than the one before.
+        for i in 0..60 {
+            let value = vec![1; 32_768 - 2 * (if recycled > 0 { 11 } else { 7 }) - 12 - 6 - 30 + 1];
+            let mut batch = rocksdb::WriteBatch::default();
+            batch.put(b"k", if i == 0 { &value[30..] } else { &value[..] });
+            batch.put(b"", b"");
+            db.write_opt(batch, &synced).unwrap();
+            let mut small = rocksdb::WriteBatch::default();
+            small.put(b"s", [2; 10]);
+            db.write_opt(small, &synced).unwrap();
+            assert_eq!(wal::check(dir.path(), floor, 0).unwrap(), db.latest_sequence_number(), "after record {i}");
+        }
+        let path = wals(dir.path()).pop().unwrap().0;
+        let bytes = fs::read(&path).unwrap();
+        let heads =
+            (1..bytes.len() / 32_768).filter(|block| (1..12).contains(&short_first(&bytes, block * 32_768))).count();
+        assert!(heads > 0, "no record's head was split by a border");
+    }
+}
+
+/// Length of the data of the last fragment before `border`, if it begins a record; else 0.
+fn short_first(bytes: &[u8], border: usize) -> usize {
+    (border - 40..border)
+        .find_map(|at| {
+            let len = usize::from(u16::from_le_bytes([bytes[at + 4], bytes[at + 5]]));
+            let (kind, head) = (bytes[at + 6], if bytes[at + 6] == 6 { 11 } else { 7 });
+            let ends = at + head + len == border;
+            let masked = u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
+            let intact = || crc32c::crc32c(&bytes[at + 6..border]) == masked.wrapping_sub(0xa282_ead8).rotate_left(15);
+            (matches!(kind, 2 | 6) && ends && intact()).then_some(len)
+        })
+        .unwrap_or(0)
 }

@@ -28,6 +28,7 @@ pub(super) struct Opened {
 pub(super) fn open(dir: &Path, options: &LogOptions) -> Result<Opened, LogError> {
     create_dir_synced(dir).map_err(LogError::io("creating", dir))?;
     let synced = mark::read(dir)?;
+    wal::trim_manifest(dir)?;
     let expected = match wal::floor(dir)? {
         Some(floor) => Some(wal::check(dir, floor, synced)?),
         None if synced > 0 => {

@@ -159,6 +159,10 @@ pub struct Machine<S> {
     trie: Trie,
     deadlines: BTreeSet<Deadline>,
     continuations: BTreeMap<Position, ContinuationRow>,
+    /// Retained messages that expire, by time.
+    retained_expiry: BTreeSet<(ClusterTime, TopicName)>,
+    /// Retained messages that the current entry's SUBSCRIBEs may still look at.
+    retained_budget: usize,
     /// Next number for what apply itself publishes in the current entry.
     next_number: u32,
     /// Deliveries and kicks of the current batch: they follow its outcomes, so that a connection hears
@@ -179,6 +183,7 @@ impl<S: RowStore> Machine<S> {
     ) -> Result<(), MachineError> {
         self.advance_to(entry)?;
         self.next_number = u32::try_from(batch.commands.len()).unwrap_or(u32::MAX);
+        self.retained_budget = timers::STEP_ROWS;
         match batch.origin {
             Origin::Stream { node, incarnation, seq } => {
                 if let Some(true) = self.accept(node, incarnation, seq, effects) {

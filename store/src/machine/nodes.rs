@@ -43,8 +43,8 @@ impl<S: RowStore> Machine<S> {
             if let (true, Some(incarnation)) = (row.nonce == started.nonce, row.incarnation) {
                 return Ok(Outcome::NodeStarted(incarnation));
             }
-        } else if started.node.0 < self.next_node {
-            // Removed: its id never comes back.
+        } else if !self.nodes.is_empty() || started.node.0 != self.next_node {
+            // Removed (its id never comes back), or never allocated. Only the first of all starts unasked.
             return Ok(Outcome::Void);
         }
         let before = known.filter(|row| row.is_up).and_then(|row| row.incarnation);

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 
 use crate::ids::{BatchSeq, Incarnation, NodeId, PacketId, Position, SessionId};
+use crate::message::Message;
 use crate::rows::key::{self, Key, MetaName, RowKind};
 use crate::rows::overlay::Overlay;
 use crate::rows::value::{
@@ -45,6 +46,8 @@ impl<S: RowStore> Machine<S> {
             trie: Trie::default(),
             deadlines: BTreeSet::new(),
             continuations: BTreeMap::new(),
+            retained_expiry: BTreeSet::new(),
+            retained_budget: 0,
             next_number: 0,
             pending: Vec::new(),
         };
@@ -52,6 +55,7 @@ impl<S: RowStore> Machine<S> {
         machine.load_nodes()?;
         machine.load_sessions()?;
         machine.load_continuations()?;
+        machine.load_retained()?;
         Ok(machine)
     }
 
@@ -158,6 +162,18 @@ impl<S: RowStore> Machine<S> {
             }
         }
         self.continuations = continuations;
+        Ok(())
+    }
+
+    fn load_retained(&mut self) -> Result<(), MachineError> {
+        let mut expiry = BTreeSet::new();
+        self.each(RowKind::Retained, |_, message: Message| {
+            if let Some(at) = message.expires_at {
+                expiry.insert((at, message.topic));
+            }
+            Some(())
+        })?;
+        self.retained_expiry = expiry;
         Ok(())
     }
 

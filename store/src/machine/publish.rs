@@ -149,16 +149,10 @@ impl<S: RowStore> Machine<S> {
             }
             queued.retain(|to| !full.contains(&to.session));
         }
-        for to in queued.iter().chain(&direct) {
-            self.bring_retained_first(to.session, &message, fx)?;
-        }
+        let recipients: Vec<_> = queued.iter().chain(&direct).map(|to| to.session).collect();
+        self.bring_retained_first(&recipients, &message, fx)?;
         if message.retain {
-            let key = key::retained(message.topic.as_str());
-            if message.payload.is_empty() {
-                self.rows.delete(key.into());
-            } else {
-                self.rows.put(key.into(), outgoing.row.clone());
-            }
+            self.retain(&message, &outgoing.row)?;
         }
         self.enqueue(&outgoing, &queued, fx)?;
         for to in &direct {

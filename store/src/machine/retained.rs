@@ -16,10 +16,9 @@ use crate::message::Message;
 use crate::rows::key::{self, RowKind};
 use crate::rows::value::{ContinuationRow, SubscriptionRow, Value as _};
 use crate::rows::{RowRead as _, RowStore};
-use crate::topic::TopicFilter;
+use crate::topic::{TopicFilter, TopicName};
 
 use super::queue::Addressed;
-use super::timers::STEP_ROWS;
 use super::{Machine, MachineError};
 
 impl<S: RowStore> Machine<S> {
@@ -33,7 +32,8 @@ impl<S: RowStore> Machine<S> {
         fx: &mut dyn EffectSink,
     ) -> Result<(), MachineError> {
         let Some(epoch) = self.sessions.get(id).map(|s| s.row.epoch) else { return Ok(()) };
-        if !filter.has_wildcard() {
+        if !filter.has_wildcard() && self.retained_budget > 0 {
+            self.retained_budget -= 1;
             if let Some(message) = self.retained_at(filter.as_str(), until)? {
                 self.copy_for(message.clone(), &addressed(id, subscription, message.qos), fx)?;
             }
@@ -47,8 +47,10 @@ impl<S: RowStore> Machine<S> {
             until,
             next_topic: filter.literal_prefix().to_owned(),
         };
-        let mut budget = STEP_ROWS;
-        if let Some(rest) = self.advance_retained(None, cursor, &mut budget, fx)? {
+        let mut budget = self.retained_budget;
+        let rest = if budget > 0 { self.advance_retained(None, cursor, &mut budget, fx)? } else { Some(cursor) };
+        self.retained_budget = budget;
+        if let Some(rest) = rest {
             let at = self.own_position();
             self.put_continuation(at, rest)?;
             if let Some(session) = self.sessions.get_mut(id) {
@@ -102,16 +104,21 @@ impl<S: RowStore> Machine<S> {
         Ok(more.map(|next_topic| ContinuationRow::Retained { session, epoch, filter, subscription, until, next_topic }))
     }
 
-    /// Before a live message goes to `id`: the retained value of its topic, if a cursor still owes that.
+    /// Before a live message goes to `recipients`: the retained value of its topic, to those whose cursors still
+    /// owe it. Before it replaces that value: to all (No Local keeps it from its publisher, not the old value).
     pub(super) fn bring_retained_first(
         &mut self,
-        id: SessionId,
+        recipients: &[SessionId],
         live: &Message,
         fx: &mut dyn EffectSink,
     ) -> Result<(), MachineError> {
-        let Some(session) = self.sessions.get(id).filter(|s| !s.cursors.is_empty()) else { return Ok(()) };
-        for at in session.cursors.clone() {
-            let Some(ContinuationRow::Retained { filter, subscription, until, next_topic, .. }) =
+        let cursors: Vec<Position> = if live.retain {
+            self.continuations.keys().copied().collect()
+        } else {
+            recipients.iter().filter_map(|id| self.sessions.get(*id)).flat_map(|s| s.cursors.iter().copied()).collect()
+        };
+        for at in cursors {
+            let Some(ContinuationRow::Retained { session, filter, subscription, until, next_topic, .. }) =
                 self.continuations.get(&at).cloned()
             else {
                 continue;
@@ -123,7 +130,7 @@ impl<S: RowStore> Machine<S> {
                 continue;
             }
             if let Some(message) = self.retained_at(topic, until)? {
-                let to = addressed(id, subscription, message.qos);
+                let to = addressed(session, subscription, message.qos);
                 self.copy_for(message, &to, fx)?;
             }
             self.rows.put(mark.into(), Bytes::new());
@@ -131,15 +138,44 @@ impl<S: RowStore> Machine<S> {
         Ok(())
     }
 
+    /// Keeps, replaces or removes the retained message of its topic [MQTT-3.3.1-5], [MQTT-3.3.1-6].
+    pub(super) fn retain(&mut self, message: &Message, row: &Bytes) -> Result<(), MachineError> {
+        let key = key::retained(message.topic.as_str());
+        if let Some(bytes) = self.rows.get(key.as_bytes())?
+            && let Some(at) = Message::read(key.as_bytes(), &bytes)?.expires_at
+        {
+            self.retained_expiry.remove(&(at, message.topic.clone()));
+        }
+        if message.payload.is_empty() {
+            self.rows.delete(key.into());
+        } else {
+            self.rows.put(key.into(), row.clone());
+            self.retained_expiry.extend(message.expires_at.map(|at| (at, message.topic.clone())));
+        }
+        Ok(())
+    }
+
+    /// Removes the retained message of `topic`, which has expired.
+    pub(super) fn expire_retained(&mut self, topic: &TopicName) {
+        self.rows.delete(key::retained(topic.as_str()).into());
+    }
+
     /// The cursors of a subscription that is gone end with it.
-    pub(super) fn drop_retained_cursors(&mut self, id: SessionId, filter: &TopicFilter) {
-        let Some(session) = self.sessions.get(id) else { return };
+    pub(super) fn drop_retained_cursors(&mut self, id: SessionId, filter: &TopicFilter) -> Result<(), MachineError> {
+        let Some(session) = self.sessions.get(id) else { return Ok(()) };
         for at in session.cursors.clone() {
-            let same = matches!(self.continuations.get(&at), Some(ContinuationRow::Retained { filter: f, .. }) if f == filter.as_str());
-            if same {
-                self.end_continuation(at);
+            let row = self.continuations.get(&at);
+            if matches!(row, Some(ContinuationRow::Retained { filter: f, .. }) if f == filter.as_str()) {
+                self.end_cursor(at)?;
             }
         }
+        Ok(())
+    }
+
+    /// A cursor has nothing more to bring; its marks are removed by later steps.
+    pub(super) fn end_cursor(&mut self, at: Position) -> Result<(), MachineError> {
+        self.end_continuation(at);
+        self.put_continuation(at, ContinuationRow::Marks)
     }
 
     fn take_mark(&mut self, at: Position, topic: &str) -> Result<bool, MachineError> {
@@ -162,7 +198,7 @@ impl<S: RowStore> Machine<S> {
         message.position.index() <= until.index() && message.expires_at.is_none_or(|at| at > self.applied.time)
     }
 
-    /// Removes a cursor; marks left over go with the next sweep of its position.
+    /// Removes a continuation.
     pub(super) fn end_continuation(&mut self, at: Position) {
         self.rows.delete(key::of_position(RowKind::Continuation, at).into());
         if let Some(ContinuationRow::Retained { session, .. }) = self.continuations.remove(&at)

@@ -74,7 +74,7 @@ impl<S: RowStore> Machine<S> {
                 if let Some(session) = self.sessions.get_mut(id) {
                     session.subscriptions = session.subscriptions.saturating_sub(1);
                 }
-                self.drop_retained_cursors(id, filter);
+                self.drop_retained_cursors(id, filter)?;
             }
             answers.push(existed);
         }

@@ -29,7 +29,7 @@ impl<S: RowStore> Machine<S> {
     /// Whether something waits for time to pass: the leader must tick.
     #[must_use]
     pub fn has_deadlines(&self) -> bool {
-        !self.deadlines.is_empty()
+        !self.deadlines.is_empty() || !self.retained_expiry.is_empty()
     }
 
     /// Whether something waits for entries only: the leader must tick at once.
@@ -38,6 +38,7 @@ impl<S: RowStore> Machine<S> {
         let now = self.applied.time;
         !self.continuations.is_empty()
             || self.deadlines.first().is_some_and(|d| d.at <= now)
+            || self.retained_expiry.first().is_some_and(|(at, _)| *at <= now)
             || !self.sessions.orphans(|i| self.streams.contains_key(&i), 1).is_empty()
     }
 
@@ -60,6 +61,14 @@ impl<S: RowStore> Machine<S> {
                 DeadlineKind::Will => self.publish_will(due.session, Some(due.at), fx)?,
                 DeadlineKind::Expiry => self.end_session(due.session, fx)?,
             }
+        }
+        while budget > 0 {
+            let Some(due) = self.retained_expiry.first().filter(|(at, _)| *at <= self.applied.time).cloned() else {
+                break;
+            };
+            self.retained_expiry.remove(&due);
+            budget -= 1;
+            self.expire_retained(&due.1);
         }
         let mut after = None;
         while budget > 0 {
@@ -90,17 +99,19 @@ impl<S: RowStore> Machine<S> {
                     self.end_continuation(at);
                 }
             }
-            cursor @ ContinuationRow::Retained { .. } => {
-                match self.advance_retained(Some(at), cursor, budget, fx)? {
-                    Some(rest) => self.put_continuation(at, rest)?,
-                    None => {
-                        self.end_continuation(at);
-                        // Marks that the cursor did not meet: its session or subscription ended first.
-                        let prefix = key::of_position(RowKind::ContinuationMark, at);
-                        for (k, _) in self.some_rows(prefix.as_bytes(), &prefix.end(), usize::MAX)? {
-                            self.rows.delete(k);
-                        }
-                    }
+            cursor @ ContinuationRow::Retained { .. } => match self.advance_retained(Some(at), cursor, budget, fx)? {
+                Some(rest) => self.put_continuation(at, rest)?,
+                None => self.end_cursor(at)?,
+            },
+            ContinuationRow::Marks => {
+                let prefix = key::of_position(RowKind::ContinuationMark, at);
+                let marks = self.some_rows(prefix.as_bytes(), &prefix.end(), *budget)?;
+                *budget -= marks.len();
+                for (k, _) in marks {
+                    self.rows.delete(k);
+                }
+                if *budget > 0 {
+                    self.end_continuation(at);
                 }
             }
         }

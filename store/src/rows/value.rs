@@ -167,6 +167,8 @@ pub enum ContinuationRow {
         /// First topic that is not looked at yet.
         next_topic: String,
     },
+    /// The marks of a cursor that has ended are removed.
+    Marks,
 }
 
 /// A message in a session's queue.

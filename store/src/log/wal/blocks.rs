@@ -11,19 +11,21 @@
 //!           sequence number u64, count u32, both little endian, then `count` operations
 //! ```
 //!
-//! In a reused file, fragments of its former life stand behind the end; they carry another file number.
+//! In a reused file, fragments of its former life stand behind the end; they carry another file number. A
+//! MANIFEST is such a file too, with types 1-4 and records of other contents.
 
 use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 
 use super::super::error::LogError;
-use super::chain::Chain;
 
 const BLOCK_LEN: usize = 32_768;
 /// Blocks read at once.
 const READ_BLOCKS: usize = 32;
 const HEAD_LEN: usize = 7;
 const REUSABLE_HEAD_LEN: usize = 11;
+const END_MISSING: &str = "a record whose end is missing";
 const CRC_MASK_DELTA: u32 = 0xa282_ead8;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -136,16 +138,30 @@ impl Open {
     }
 }
 
-struct Scan<'a> {
+/// Takes the findings of a scan, in the order of the file.
+pub(super) trait Findings {
+    /// A whole, intact record, with the first 12 bytes of its data as sequence number and count.
+    fn record(&mut self, offset: u64, end: u64, head: Option<(u64, u32)>) -> Result<(), LogError>;
+    /// The bytes at `offset` are no intact record.
+    fn tear(&mut self, offset: u64, what: &dyn Fn() -> String);
+    /// Whether this file had a tear before.
+    fn is_torn(&self) -> bool;
+    /// An intact record begins behind a tear.
+    fn begins_behind_tear(&mut self, offset: u64, sequence: Option<u64>) -> Result<(), LogError>;
+}
+
+struct Scan<'a, F> {
+    path: &'a Path,
     number: u64,
-    chain: &'a mut Chain,
+    findings: &'a mut F,
     open: Option<Open>,
 }
 
-/// Reads one file from its beginning and tells `chain` what is there.
-pub(super) fn scan(file: &mut File, number: u64, chain: &mut Chain) -> Result<(), LogError> {
+/// Reads the file of this number from its beginning and tells `findings` what is there.
+pub(super) fn scan(path: &Path, number: u64, findings: &mut impl Findings) -> Result<(), LogError> {
+    let mut file = File::open(path).map_err(LogError::io("opening", path))?;
     let mut buffer = vec![0; BLOCK_LEN * READ_BLOCKS];
-    let mut scan = Scan { number, chain, open: None };
+    let mut scan = Scan { path, number, findings, open: None };
     let mut offset = 0;
     loop {
         let mut have = 0;
@@ -154,7 +170,7 @@ pub(super) fn scan(file: &mut File, number: u64, chain: &mut Chain) -> Result<()
                 Ok(0) => break,
                 Ok(n) => have += n,
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(e) => return Err(LogError::io("reading", scan.chain.file())(e)),
+                Err(e) => return Err(LogError::io("reading", path)(e)),
             }
         }
         for block in buffer.get(..have).unwrap_or_default().chunks(BLOCK_LEN) {
@@ -166,12 +182,12 @@ pub(super) fn scan(file: &mut File, number: u64, chain: &mut Chain) -> Result<()
         }
     }
     if let Some(open) = scan.open {
-        scan.chain.tear(open.offset, || "a record whose end is missing".to_owned());
+        scan.findings.tear(open.offset, &|| END_MISSING.to_owned());
     }
     Ok(())
 }
 
-impl Scan<'_> {
+impl<F: Findings> Scan<'_, F> {
     fn block(&mut self, block: &[u8], base: u64) -> Result<(), LogError> {
         let mut at = 0;
         while let Some(rest) = block.get(at..).filter(|r| r.len() >= HEAD_LEN) {
@@ -193,7 +209,7 @@ impl Scan<'_> {
                 }
                 Found::Foreign { kind } => {
                     return Err(LogError::Unsupported {
-                        file: self.chain.file().to_path_buf(),
+                        file: self.path.to_path_buf(),
                         offset,
                         what: format!("a fragment of type {kind}"),
                     });
@@ -217,8 +233,8 @@ impl Scan<'_> {
 
     fn tear(&mut self, offset: u64, what: &'static str) {
         let at = self.open.take().map_or(offset, |open| open.offset);
-        self.chain
-            .tear(at, || if at == offset { what.to_owned() } else { format!("a record with {what} at byte {offset}") });
+        let say = || if at == offset { what.to_owned() } else { format!("a record with {what} at byte {offset}") };
+        self.findings.tear(at, &say);
     }
 
     fn fragment(&mut self, part: Part, data: &[u8], offset: u64, end: u64) -> Result<(), LogError> {
@@ -231,21 +247,18 @@ impl Scan<'_> {
             open.more(data);
         } else {
             if let Some(open) = self.open.take() {
-                self.chain.tear(open.offset, || "a record whose end is missing".to_owned());
+                self.findings.tear(open.offset, &|| END_MISSING.to_owned());
             }
             let open = Open::new(offset, data);
-            if self.chain.torn_here() {
-                return Err(self.chain.begins_behind_tear(offset, open.head().map(|(sequence, _)| sequence)));
+            if self.findings.is_torn() {
+                return self.findings.begins_behind_tear(offset, open.head().map(|(sequence, _)| sequence));
             }
             self.open = Some(open);
         }
         if matches!(part, Part::Full | Part::Last)
             && let Some(open) = self.open.take()
         {
-            match open.head() {
-                Some((sequence, count)) => self.chain.record(open.offset, end, sequence, count)?,
-                None => self.chain.tear(open.offset, || "a record too short for its head".to_owned()),
-            }
+            self.findings.record(open.offset, end, open.head())?;
         }
         Ok(())
     }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use super::super::error::LogError;
 use super::Floor;
+use super::blocks::Findings;
 
 /// The first place of a file where its bytes stop being intact records.
 #[derive(Clone, Debug)]
@@ -40,34 +41,8 @@ impl Chain {
         self.end = 0;
     }
 
-    pub(super) fn file(&self) -> &Path {
-        &self.file
-    }
-
-    /// Whether the file that is being read has stopped being intact.
-    pub(super) const fn torn_here(&self) -> bool {
-        self.torn_here
-    }
-
-    /// The bytes at `offset` are no intact record. Only the first such place of a file counts.
-    pub(super) fn tear(&mut self, offset: u64, what: impl FnOnce() -> String) {
-        if !self.torn_here {
-            self.torn_here = true;
-            self.tear = Some(Tear { file: self.file.clone(), offset, what: what() });
-        }
-    }
-
-    /// An intact record begins behind the tear of this file: what tore was not the last record, so it was
-    /// synced.
-    pub(super) fn begins_behind_tear(&self, offset: u64, sequence: Option<u64>) -> LogError {
-        let (at, what) = self.tear.as_ref().map_or((offset, "damage"), |t| (t.offset, t.what.as_str()));
-        let number = sequence.map(|s| format!(" (sequence number {s})")).unwrap_or_default();
-        let what = format!("{what}, and another record{number} begins intact behind it, at byte {offset}");
-        LogError::Damaged { file: self.file.clone(), offset: at, what }
-    }
-
-    /// A whole, intact record: `count` sequence numbers from `sequence` on.
-    pub(super) fn record(&mut self, offset: u64, end: u64, sequence: u64, count: u32) -> Result<(), LogError> {
+    /// Takes one more record: `count` sequence numbers from `sequence` on.
+    fn follow(&mut self, offset: u64, end: u64, sequence: u64, count: u32) -> Result<(), LogError> {
         let flushed_next = self.floor.sequence.saturating_add(1);
         let follows = match self.expected {
             Some(expected) => sequence == expected,
@@ -124,6 +99,38 @@ impl Chain {
     }
 }
 
+impl Findings for Chain {
+    fn record(&mut self, offset: u64, end: u64, head: Option<(u64, u32)>) -> Result<(), LogError> {
+        match head {
+            Some((sequence, count)) => self.follow(offset, end, sequence, count),
+            None => {
+                self.tear(offset, &|| "a record too short for its head".to_owned());
+                Ok(())
+            }
+        }
+    }
+
+    /// Only the first such place of a file counts.
+    fn tear(&mut self, offset: u64, what: &dyn Fn() -> String) {
+        if !self.torn_here {
+            self.torn_here = true;
+            self.tear = Some(Tear { file: self.file.clone(), offset, what: what() });
+        }
+    }
+
+    fn is_torn(&self) -> bool {
+        self.torn_here
+    }
+
+    /// What tore was not the last record, so it was synced.
+    fn begins_behind_tear(&mut self, offset: u64, sequence: Option<u64>) -> Result<(), LogError> {
+        let (at, what) = self.tear.as_ref().map_or((offset, "damage"), |t| (t.offset, t.what.as_str()));
+        let number = sequence.map(|s| format!(" (sequence number {s})")).unwrap_or_default();
+        let what = format!("{what}, and another record{number} begins intact behind it, at byte {offset}");
+        Err(LogError::Damaged { file: self.file.clone(), offset: at, what })
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -133,29 +140,29 @@ mod tests {
     }
 
     fn torn(c: &mut Chain) {
-        c.tear(9, || "torn".into());
+        c.tear(9, &|| "torn".into());
     }
 
     #[test]
     fn records_join_on_to_the_tables_and_to_each_other() {
         let mut c = chain(10);
         c.begin_file(Path::new("/log/1.log"));
-        c.record(0, 5, 8, 2).unwrap();
-        c.record(5, 9, 10, 3).unwrap();
-        c.record(9, 9, 13, 0).unwrap();
+        c.follow(0, 5, 8, 2).unwrap();
+        c.follow(5, 9, 10, 3).unwrap();
+        c.follow(9, 9, 13, 0).unwrap();
         assert_eq!(c.finish(12).unwrap(), 12);
-        assert!(chain(10).record(0, 5, 12, 1).is_err(), "11 is missing");
+        assert!(chain(10).follow(0, 5, 12, 1).is_err(), "11 is missing");
     }
 
     #[test]
     fn a_gap_between_files_is_damage_and_a_tear_without_one_is_not() {
         let mut c = chain(0);
-        c.record(0, 9, 1, 2).unwrap();
+        c.follow(0, 9, 1, 2).unwrap();
         torn(&mut c);
         c.begin_file(Path::new("/log/2.log"));
-        let error = c.record(0, 5, 4, 1).unwrap_err().to_string();
+        let error = c.follow(0, 5, 4, 1).unwrap_err().to_string();
         assert!(error.contains("/log at byte 9: torn"), "{error}");
-        c.record(0, 5, 3, 1).unwrap();
+        c.follow(0, 5, 3, 1).unwrap();
         assert_eq!(c.finish(0).unwrap(), 3);
     }
 
@@ -165,7 +172,7 @@ mod tests {
             let mut c = chain(10);
             torn(&mut c);
             c.begin_file(Path::new("/log/2.log"));
-            assert_eq!(c.record(0, 5, next, 1).is_ok(), ok, "{next}");
+            assert_eq!(c.follow(0, 5, next, 1).is_ok(), ok, "{next}");
         }
     }
 
@@ -173,7 +180,7 @@ mod tests {
     fn an_end_before_what_was_synced_is_damage() {
         let ended = |floor, synced| {
             let mut c = chain(floor);
-            c.record(0, 9, 1, 5).unwrap();
+            c.follow(0, 9, 1, 5).unwrap();
             torn(&mut c);
             c.finish(synced)
         };

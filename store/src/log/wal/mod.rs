@@ -11,13 +11,14 @@
 //! 3. the first one does not join on to what the MANIFEST says is in tables, or
 //! 4. the last one lies before what the MANIFEST or the mark in `synced` knows to have been synced.
 //!
-//! Which files are live, and what the MANIFEST knows, comes from RocksDB itself ([`floor`]). This module never
-//! writes (but for an empty folder aside while it asks RocksDB), so a refused log stays as it was.
+//! Which files are live, and what the MANIFEST knows, comes from RocksDB itself ([`floor`]); a MANIFEST whose end
+//! was torn is trimmed before ([`trim_manifest`]). Nothing else is written (but for an empty folder aside while
+//! RocksDB is asked), so a refused log stays as it was.
 
 mod blocks;
 mod chain;
+mod manifest;
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use rocksdb::DB;
@@ -27,6 +28,7 @@ use super::options::manifest_only;
 use crate::files::remove_dir;
 use blocks::scan;
 use chain::Chain;
+pub use manifest::trim_manifest;
 
 /// What the MANIFEST says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -68,9 +70,8 @@ pub fn floor(dir: &Path) -> Result<Option<Floor>, LogError> {
 pub fn check(dir: &Path, floor: Floor, synced: u64) -> Result<u64, LogError> {
     let mut chain = Chain::new(dir, floor);
     for (number, path) in wals(dir)?.into_iter().filter(|(number, _)| *number >= floor.wal_min) {
-        let mut file = File::open(&path).map_err(LogError::io("opening", &path))?;
         chain.begin_file(&path);
-        scan(&mut file, number, &mut chain)?;
+        scan(&path, number, &mut chain)?;
     }
     chain.finish(synced)
 }
