@@ -1,5 +1,7 @@
 //! What a node refuses, and how it says so: what, why and what to do, an exit status, and nothing lost.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod testkit;
 
 use std::path::{Path, PathBuf};

@@ -1,5 +1,7 @@
 //! Subscriptions, retained messages and wills over several nodes (guarantees 6, 7, 9).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod testkit;
 
 use std::time::Duration;
@@ -87,7 +89,7 @@ async fn a_will_is_published_once_when_its_connection_breaks_and_never_after_a_d
 async fn wills_of_a_node_that_died_are_published_once() {
     let mut system = three_nodes();
     let mut watcher = system.connect(1, Version::V5, "watcher").await;
-    watcher.subscribe("wills/#", 2).await;
+    watcher.subscribe("wills/#", 1).await;
     let victim = 0;
     let mut clients = Vec::new();
     for number in 0..20 {
@@ -122,7 +124,10 @@ async fn wills_are_published_once_after_the_whole_cluster_lost_power() {
     }
     system.wait_whole();
     let mut watcher = system.resume(2, Version::V5, "watcher").await;
-    watcher.receive_through("powerless", false).await;
+    // DUP says that it may have been sent before: it was due before the watcher's own node was known to be gone.
+    let will = watcher.expect_publish().await;
+    assert_eq!(will.payload, b"powerless");
+    watcher.settle(&will).await;
     watcher.expect_silence(Duration::from_secs(5)).await;
     system.assert_same_digest();
 }

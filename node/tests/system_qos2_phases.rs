@@ -1,6 +1,8 @@
 //! QoS 2 resumed on another node in each of its phases, inbound and outbound (guarantee 3): once after the connection
 //! broke, once after its node was killed.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod testkit;
 
 use quorate_jepsen::wire::{AckKind, Packet, Version};
@@ -156,10 +158,10 @@ async fn outbound(how: Break) {
             // The PUBCOMP was committed before the connection broke, or was not.
             Phase::AfterPubcomp => &[&[], &[release.clone()]],
         };
-        assert!(expected.iter().any(|e| *e == owed.as_slice()), "{phase:?}: {owed:?}, wanted one of {expected:?}");
+        assert!(expected.contains(&owed.as_slice()), "{phase:?}: {owed:?}, wanted one of {expected:?}");
         assert_eq!((marker.id, marker.dup), (first.id + 1, false), "the row after it has the identifier after it");
         receiver.ack(AckKind::Pubrec, marker.id).await;
-        let mut releases = usize::from(!owed.iter().any(|o| *o == release) && !owed.is_empty()) + 1;
+        let mut releases = usize::from(!owed.contains(&release) && !owed.is_empty()) + 1;
         while releases > 0 {
             match receiver.next().await {
                 Packet::Ack(ack) if ack.kind == AckKind::Pubrel => receiver.ack(AckKind::Pubcomp, ack.id).await,

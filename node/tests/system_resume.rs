@@ -1,6 +1,8 @@
 //! What a resumed session gets, and how: identifiers, DUP, Receive Maximum, order, and rows that may have been sent
 //! (guarantees 3 and 4).
 
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
 mod testkit;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -92,12 +92,20 @@ pub(crate) struct AppliedState {
 }
 
 enum Work {
-    Run { entries: Vec<EntryResponder<Types>>, done: oneshot::Sender<Result<(), ApplyError>> },
+    Run {
+        entries: Vec<EntryResponder<Types>>,
+        done: oneshot::Sender<Result<(), ApplyError>>,
+    },
     Job(MachineJob),
     Observe(Box<dyn ApplyObserver>),
     /// Goes on with another machine, from an installed snapshot.
-    Replace { machine: Box<NodeMachine>, done: oneshot::Sender<Result<(), ApplyError>> },
-    Stop { done: oneshot::Sender<Result<(), MachineError>> },
+    Replace {
+        machine: Box<NodeMachine>,
+        done: oneshot::Sender<Result<(), ApplyError>>,
+    },
+    Stop {
+        done: oneshot::Sender<Result<(), MachineError>>,
+    },
 }
 
 struct Shared {
@@ -343,10 +351,7 @@ impl ApplyThread {
 fn changes_addresses(batch: &Batch) -> bool {
     matches!(batch.origin, Origin::Direct { .. })
         && batch.commands.iter().any(|command| {
-            matches!(
-                command,
-                Command::NodeStarted(_) | Command::AllocateNode { .. } | Command::RemoveNode { .. }
-            )
+            matches!(command, Command::NodeStarted(_) | Command::AllocateNode { .. } | Command::RemoveNode { .. })
         })
 }
 

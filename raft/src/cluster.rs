@@ -11,6 +11,7 @@ use futures_util::future::BoxFuture;
 use quorate_store::command::{Command, Publish};
 use quorate_store::effect::Outcome;
 use quorate_store::ids::{ClusterTime, NodeId};
+use quorate_store::log::LogStats;
 use quorate_store::rows::RowsReader;
 use tokio::sync::{Mutex, watch};
 use tokio::time::sleep;
@@ -45,6 +46,7 @@ pub(crate) struct Node {
     pub(crate) members: Members,
     pub(crate) pool: PeerPool,
     pub(crate) status: watch::Receiver<ClusterStatus>,
+    pub(crate) log_stats: Arc<LogStats>,
     pub(crate) peer_address: String,
     pub(crate) tasks: Tasks,
     /// Ends the log's writer thread; taken by the first shutdown.
@@ -105,6 +107,12 @@ impl Cluster {
     #[must_use]
     pub fn cluster_time(&self) -> ClusterTime {
         self.0.stream.cluster_time()
+    }
+
+    /// Counters of the log on disk.
+    #[must_use]
+    pub fn log_stats(&self) -> &Arc<LogStats> {
+        &self.0.log_stats
     }
 
     /// Counters of the proposal stream.
@@ -205,14 +213,13 @@ impl Cluster {
 
     /// Fills in where the leader's administration is.
     async fn named(&self, change: impl Future<Output = Result<(), MembershipError>>) -> Result<(), MembershipError> {
-        change.await.map_err(|error| match error {
-            MembershipError::NotLeader { leader, .. } => {
-                let status = self.0.status.borrow();
-                let node = status.nodes.iter().find(|n| Some(n.id) == leader);
-                MembershipError::NotLeader { leader, admin: node.map(|n| n.info.admin.clone()) }
-            }
-            other => other,
-        })
+        let leader = match change.await {
+            Err(MembershipError::NotLeader { leader, .. }) => leader,
+            other => return other,
+        };
+        let nodes = self.0.apply.with_machine(|machine| machine.nodes()).await.unwrap_or_default();
+        let admin = nodes.into_iter().find(|n| Some(n.id) == leader).map(|n| n.info.admin);
+        Err(MembershipError::NotLeader { leader, admin: admin.filter(|a| !a.is_empty()) })
     }
 
     /// Hands over leadership if this node leads, ends all tasks, flushes the rows. A second call does

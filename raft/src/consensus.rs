@@ -195,8 +195,7 @@ impl Consensus {
         if self.now_ms() < shared.paused_until_ms.load(Ordering::Relaxed) {
             return Err(AppendRefused::Paused);
         }
-        let unflushed_bytes = (shared.unflushed_bytes)();
-        if unflushed_bytes > shared.unflushed_bytes_max {
+        if let Some(unflushed_bytes) = self.overload() {
             return Err(AppendRefused::Overloaded { unflushed_bytes });
         }
         let Some(clock) = shared.clock.get() else { return Err(AppendRefused::Paused) };
@@ -209,6 +208,11 @@ impl Consensus {
             }
         });
         shared.raft.client_write_ff(proposal, Some(responder)).await.map_err(|_| AppendRefused::Stopped)
+    }
+
+    /// Bytes of log that wait for this node's disk, when they are above the bound.
+    pub(crate) fn overload(&self) -> Option<usize> {
+        Some((self.0.unflushed_bytes)()).filter(|bytes| *bytes > self.0.unflushed_bytes_max)
     }
 
     fn refused(&self) {

@@ -104,7 +104,10 @@ fn frames_between_peers_keep_their_bytes() {
         leader_commit: Some(id(6, 41)),
     };
     let read = frame("frame-append", &AppendBody::new(9, &request).unwrap()).into_request().unwrap();
-    assert_eq!((read.vote, read.prev_log_id, read.leader_commit), (request.vote, request.prev_log_id, request.leader_commit));
+    assert_eq!(
+        (read.vote, read.prev_log_id, read.leader_commit),
+        (request.vote, request.prev_log_id, request.leader_commit)
+    );
     assert_eq!(read.entries, request.entries);
 
     frame("frame-stream", &StreamBody { stream: 9 });

@@ -18,7 +18,7 @@ use openraft::raft::TransferLeaderRequest;
 use quorate_store::ids::NodeId;
 use tokio::sync::mpsc;
 use tokio::task::JoinSet;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::consensus::{Consensus, LeaderView};
@@ -32,6 +32,16 @@ use crate::wire::Call;
 const PROGRESS_TIMEOUT: Duration = Duration::from_millis(50);
 /// What a survivor waits for each one that is ahead of it.
 const STAGGER: Duration = Duration::from_millis(150);
+
+/// Dials of a leader that drops new connections.
+const DIALS_MAX: u32 = 20;
+/// Between two of them.
+const DIAL_PAUSE: Duration = Duration::from_millis(5);
+
+fn is_dropped(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, UnexpectedEof};
+    matches!(error.kind(), BrokenPipe | ConnectionAborted | ConnectionReset | UnexpectedEof)
+}
 
 /// See the module.
 pub(crate) struct Failover {
@@ -63,24 +73,32 @@ impl Failover {
     }
 
     async fn is_dead(&self, gone: PeerGone) -> bool {
-        match self.links.pool().dial(gone.node, Purpose::Raft).await {
-            Ok(conn) if conn.peer_boot() != gone.boot => {
-                info!(leader = %gone.node, "the leader's process was restarted");
-                true
-            }
-            Ok(_) => false,
-            Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
-                let known = self.links.pool().has_reached(gone.node);
-                if !known {
-                    debug!(leader = %gone.node, "the leader's address refuses, but was never seen to work: no conclusion");
+        for _ in 0..DIALS_MAX {
+            match self.links.pool().dial(gone.node, Purpose::Raft).await {
+                Ok(conn) if conn.peer_boot() != gone.boot => {
+                    info!(leader = %gone.node, "the leader's process was restarted");
+                    return true;
                 }
-                known
-            }
-            Err(error) => {
-                debug!(leader = %gone.node, %error, "the leader cannot be reached, but it may be alive");
-                false
+                Ok(_) => return false,
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                    let known = self.links.pool().has_reached(gone.node);
+                    if !known {
+                        debug!(leader = %gone.node, "the leader's address refuses, but was never seen to work: no conclusion");
+                    }
+                    return known;
+                }
+                // A dying process's listener may take a connection into its backlog and drop it: ask again.
+                Err(error) if is_dropped(&error) => {
+                    debug!(leader = %gone.node, %error, "the leader dropped a new connection, dialing again");
+                    sleep(DIAL_PAUSE).await;
+                }
+                Err(error) => {
+                    debug!(leader = %gone.node, %error, "the leader cannot be reached, but it may be alive");
+                    return false;
+                }
             }
         }
+        false
     }
 
     /// Takes the dead leader's place, unless a survivor that is ahead does so first.

@@ -166,7 +166,13 @@ impl DataDir {
             return Ok(token);
         }
         let token = rand::random();
-        self.write(&NodeFile { format: DATA_FORMAT, cluster_id: None, node_id: None, join_token: hex(token), has_log: false })?;
+        self.write(&NodeFile {
+            format: DATA_FORMAT,
+            cluster_id: None,
+            node_id: None,
+            join_token: hex(token),
+            has_log: false,
+        })?;
         Ok(token)
     }
 

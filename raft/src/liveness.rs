@@ -226,17 +226,17 @@ pub(crate) async fn run_pings<L: Leadership>(
     let watch_quorum = async {
         loop {
             let leads = asks.raft().leader_watch().borrow().is_self;
-            let has_quorum = if leads {
-                desk.has_quorum()
-            } else {
-                lock(&confirmed).is_some_and(|at| at.elapsed() < quorum_grace)
-            };
+            let has_quorum =
+                if leads { desk.has_quorum() } else { lock(&confirmed).is_some_and(|at| at.elapsed() < quorum_grace) };
             let changed = quorum.send_if_modified(|had| std::mem::replace(had, has_quorum) != has_quorum);
             if changed && has_quorum {
                 info!("this node stands with a majority");
             } else if changed {
                 stats.quorum_lost.inc();
-                warn!(grace_ms = quorum_grace.as_millis() as u64, "this node has no leader that a majority backs: clients are turned away");
+                warn!(
+                    grace_ms = quorum_grace.as_millis() as u64,
+                    "this node has no leader that a majority backs: clients are turned away"
+                );
             }
             sleep(LOOK_INTERVAL).await;
         }

@@ -30,7 +30,11 @@ fn silence_counts_from_the_last_ping_or_from_the_beginning_of_the_lead() {
     let (attendance, start) = (Attendance::new(TIMEOUT), Instant::now());
     let nodes = [up(1, 10), up(2, 20), up(3, 30)];
     attendance.heard(NodeId(3), Some(incarnation(30)), start);
-    assert_eq!(look(&attendance, &nodes, start + ms(5000), 0, 2900), NOBODY, "what it heard before it led is no silence");
+    assert_eq!(
+        look(&attendance, &nodes, start + ms(5000), 0, 2900),
+        NOBODY,
+        "what it heard before it led is no silence"
+    );
     attendance.heard(NodeId(2), Some(incarnation(20)), start + ms(7900));
     assert_eq!(look(&attendance, &nodes, start + ms(5000), 2900, 3000), [3], "never itself");
     assert_eq!(look(&attendance, &nodes, start + ms(5000), 3100, 5900), [2, 3]);

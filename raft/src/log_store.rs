@@ -74,7 +74,8 @@ impl<E: LogEngine> LogStore<E> {
         let purged = state.purged.map(|(_, id)| encoding::decode_log_id(&id)).transpose().map_err(io_error)?;
         let Some(last) = state.last else { return Ok(purged) };
         let records = self.engine.read(last, last + 1, READ_BYTES_MAX).map_err(io_error)?;
-        let record = records.into_iter().next().ok_or_else(|| io::Error::other(format!("log record {last} is missing")))?;
+        let record =
+            records.into_iter().next().ok_or_else(|| io::Error::other(format!("log record {last} is missing")))?;
         Ok(Some(LogEntry::from_record(record.bytes).map_err(io_error)?.log_id()))
     }
 
@@ -168,7 +169,11 @@ impl<E: LogEngine> RaftLogReader<Types> for LogStore<E> {
     }
 
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<LogEntry>> {
-        self.read(start, end, READ_BYTES_MAX)
+        let entries = self.read(start, end, READ_BYTES_MAX)?;
+        // Purged at the front meanwhile: what is left would leave a hole behind the entry before `start`.
+        // openraft takes nothing for a heartbeat and looks again.
+        let follow = entries.first().is_some_and(|first| first.index() == start);
+        Ok(if follow { entries } else { Vec::new() })
     }
 }
 
@@ -177,8 +182,7 @@ impl<E: LogEngine> RaftLogStorage<Types> for LogStore<E> {
 
     async fn get_log_state(&mut self) -> io::Result<LogState<Types>> {
         let purged = self.engine.state().purged;
-        let last_purged_log_id =
-            purged.map(|(_, id)| encoding::decode_log_id(&id)).transpose().map_err(io_error)?;
+        let last_purged_log_id = purged.map(|(_, id)| encoding::decode_log_id(&id)).transpose().map_err(io_error)?;
         Ok(LogState { last_purged_log_id, last_log_id: self.last_log_id()? })
     }
 

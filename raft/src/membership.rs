@@ -10,20 +10,26 @@ use std::time::Duration;
 use openraft::ChangeMembers;
 use openraft::async_runtime::Instant as _;
 use openraft::async_runtime::watch::WatchReceiver as _;
-use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
+use openraft::errors::{ChangeMembershipError, ClientWriteError, ForwardReason, RaftError};
 use quorate_store::ids::NodeId;
 use thiserror::Error;
-use tokio::time::{MissedTickBehavior, interval, timeout};
-use tracing::{debug, info};
+use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
+use tracing::{debug, info, warn};
 
 use crate::consensus::Consensus;
 use crate::peer::AddressBook;
-use crate::types::{Member, Membership, StoredMembership};
+use crate::types::{Member, Membership, StoredMembership, Types};
 
 /// A learner this many entries behind, or less, has caught up.
 const CAUGHT_UP_ENTRIES: u64 = 1000;
-/// Between two looks for learners that have caught up.
-const PROMOTION_INTERVAL: Duration = Duration::from_millis(200);
+/// Between two looks at the members.
+const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+/// Looks in a row at which the log waits for the disk, before leadership is handed over.
+const OVERLOADED_LOOKS_MAX: u32 = 10;
+/// For a membership change to be committed.
+const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
+/// Before a leader that no majority has answered yet tries again.
+const LEASE_PAUSE: Duration = Duration::from_millis(10);
 /// A learner that did not answer for this long is not promoted.
 const PROMOTION_SILENCE_MAX: Duration = Duration::from_millis(1000);
 
@@ -182,8 +188,7 @@ impl Members {
             let metrics = metrics.borrow_watched();
             let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
             let progress = metrics.replication.as_ref().into_iter().flatten();
-            let mut others: Vec<_> =
-                progress.filter(|(node, _)| **node != own.0 && voters.contains(node)).collect();
+            let mut others: Vec<_> = progress.filter(|(node, _)| **node != own.0 && voters.contains(node)).collect();
             others.sort_by_key(|(node, matched)| (*matched, **node));
             match to {
                 Some(to) if !voters.contains(&to.0) => return Err(MembershipError::UnknownNode(to)),
@@ -220,19 +225,58 @@ impl Members {
     }
 
     async fn change(&self, change: ChangeMembers<u64, Member>, retain: bool) -> Result<(), MembershipError> {
-        match self.consensus.raft().change_membership(change, retain).await {
-            Ok(_) => Ok(()),
-            Err(RaftError::Fatal(_)) => Err(MembershipError::Stopped),
-            Err(RaftError::APIError(error)) => Err(match error {
-                ClientWriteError::ForwardToLeader(forward) => {
-                    MembershipError::NotLeader { leader: forward.leader_id.map(NodeId), admin: None }
+        let changing = async {
+            loop {
+                match self.consensus.raft().change_membership(change.clone(), retain).await {
+                    Ok(_) => return Ok(()),
+                    Err(RaftError::Fatal(_)) => return Err(MembershipError::Stopped),
+                    Err(RaftError::APIError(ClientWriteError::ForwardToLeader(forward)))
+                        if forward.reason == ForwardReason::LeaseExpired =>
+                    {
+                        // Leads, but no majority has answered yet, as after each election.
+                        sleep(LEASE_PAUSE).await;
+                    }
+                    Err(RaftError::APIError(error)) => return Err(self.refusal(error)),
                 }
-                ClientWriteError::LogEntryDiscarded(_) => MembershipError::Unknown,
-                ClientWriteError::ChangeMembershipError(
-                    ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_),
-                ) => MembershipError::InProgress,
-                other => MembershipError::Refused(other.to_string()),
-            }),
+            }
+        };
+        // What was begun may be committed yet; then the next look at the membership finishes it.
+        timeout(CHANGE_TIMEOUT, changing).await.unwrap_or(Err(MembershipError::Unknown))
+    }
+
+    fn refusal(&self, error: ClientWriteError<Types>) -> MembershipError {
+        match error {
+            ClientWriteError::ForwardToLeader(forward) => {
+                let leader = forward.leader_id.map(NodeId).filter(|leader| *leader != self.consensus.node_id());
+                MembershipError::NotLeader { leader, admin: None }
+            }
+            ClientWriteError::LogEntryDiscarded(_) => MembershipError::Unknown,
+            ClientWriteError::ChangeMembershipError(
+                ChangeMembershipError::InProgress(_) | ChangeMembershipError::UncommittedLeaderLog(_),
+            ) => MembershipError::InProgress,
+            other => MembershipError::Refused(other.to_string()),
+        }
+    }
+
+    /// A leader that died between the two steps of a change of voters leaves the membership joint: finishes
+    /// that.
+    async fn finish_change(&self) {
+        let (current, committed) = {
+            let metrics = self.consensus.raft().server_metrics();
+            let metrics = metrics.borrow_watched();
+            (metrics.membership_config.clone(), metrics.committed_membership_config.clone())
+        };
+        let [.., before, target] = current.get_joint_config().as_slice() else { return };
+        let Ok(_one) = self.begin() else { return };
+        if current.log_id() != committed.log_id() {
+            return;
+        }
+        info!(?before, ?target, "membership: finishing a change that another leader began");
+        // Who was to be demoted is marked; who is not goes.
+        let stays = |node: &u64| current.get_node(node).is_some_and(|member| member.stays_learner);
+        let retain = before.difference(target).all(stays);
+        if let Err(error) = self.change(ChangeMembers::ReplaceAllVoters(target.clone()), retain).await {
+            debug!(%error, "membership: the change is not finished yet");
         }
     }
 
@@ -248,16 +292,28 @@ impl Members {
         Some(metrics.last_log_index.unwrap_or_default().saturating_sub(matched.index))
     }
 
-    /// On the leader, makes voters of learners that have caught up and are not to stay learners. Runs until
-    /// aborted.
-    pub(crate) async fn promote_learners(self) {
-        let mut tick = interval(PROMOTION_INTERVAL);
+    /// On the leader: finishes what another began, makes voters of learners that have caught up and are not to
+    /// stay learners, hands over leadership when the disk here does not keep up. Runs until aborted.
+    pub(crate) async fn look_after(self) {
+        let mut tick = interval(LOOK_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut overloaded = 0;
         loop {
             tick.tick().await;
             if !self.consensus.leader_watch().borrow().is_self {
+                overloaded = 0;
                 continue;
             }
+            overloaded = if self.consensus.overload().is_some() { overloaded + 1 } else { 0 };
+            if overloaded >= OVERLOADED_LOOKS_MAX {
+                warn!("this leader's disk does not keep up: handing over leadership");
+                overloaded = 0;
+                if let Err(error) = self.transfer(None).await {
+                    debug!(%error, "leadership was not handed over");
+                }
+                continue;
+            }
+            self.finish_change().await;
             let current = self.current();
             let voters: BTreeSet<u64> = current.voter_ids().collect();
             let waits = current
@@ -291,4 +347,3 @@ impl Members {
 pub(crate) fn first_members(node: NodeId, peer: String) -> BTreeMap<u64, Member> {
     BTreeMap::from([(node.0, Member { peer, stays_learner: false })])
 }
-

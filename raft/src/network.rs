@@ -41,12 +41,7 @@ impl Networks {
     }
 
     fn network(&self, target: u64, urgent: bool) -> Network {
-        Network {
-            target: NodeId(target),
-            link: self.links.to(NodeId(target)),
-            links: self.links.clone(),
-            urgent,
-        }
+        Network { target: NodeId(target), link: self.links.to(NodeId(target)), links: self.links.clone(), urgent }
     }
 }
 
@@ -107,7 +102,7 @@ where
             }
         }
         let stream = self.stream.as_mut()?;
-        while !self.done && !(self.input_ended && stream.in_flight() == 0) {
+        while !(self.done || self.input_ended && stream.in_flight() == 0) {
             tokio::select! {
                 biased;
                 answer = stream.answer() => {

@@ -382,7 +382,8 @@ fn dispatch(frame: &Frame, waiting: &SharedWaiting) -> io::Result<()> {
                     w.settle();
                     return false;
                 };
-                let full = stream.try_send(body.into_result()).is_err_and(|e| matches!(e, mpsc::error::TrySendError::Full(_)));
+                let full =
+                    stream.try_send(body.into_result()).is_err_and(|e| matches!(e, mpsc::error::TrySendError::Full(_)));
                 w.in_flight = w.in_flight.saturating_sub(1);
                 w.settle();
                 full

@@ -116,7 +116,7 @@ impl Streams {
     /// Whether `stream` is later than all of its lane; afterwards it is not.
     fn is_new(&mut self, stream: u64) -> bool {
         let [even, odd] = &mut self.newest;
-        let newest = if stream % 2 == 0 { even } else { odd };
+        let newest = if stream.is_multiple_of(2) { even } else { odd };
         let new = stream > *newest;
         *newest = stream.max(*newest);
         new

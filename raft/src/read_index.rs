@@ -30,7 +30,9 @@ pub enum ReadError {
         why: String,
     },
     /// The leader named an index that this node did not apply in time.
-    #[error("this node has applied index {applied} and needs {needed} for a linearizable read: it is behind; ask another node, or later")]
+    #[error(
+        "this node has applied index {applied} and needs {needed} for a linearizable read: it is behind; ask another node, or later"
+    )]
     Behind {
         /// Applied here.
         applied: u64,

@@ -42,7 +42,8 @@ impl Snapshots {
     /// Opens the folders under `data_dir`, and the rows in use. What a crash left half done is removed.
     pub(crate) fn open(data_dir: &Path, options: &RowsOptions) -> io::Result<(Self, RocksRows)> {
         let rows = RowsDir::open(&data_dir.join("rows")).map_err(io::Error::other)?;
-        let dir = SnapshotDir::open(&data_dir.join("snapshots"), SnapshotOptions::default()).map_err(io::Error::other)?;
+        let dir =
+            SnapshotDir::open(&data_dir.join("snapshots"), SnapshotOptions::default()).map_err(io::Error::other)?;
         let live = RocksRows::open(&rows.live(), options).map_err(io::Error::other)?;
         Ok((Self { rows: Arc::new(Mutex::new(rows)), dir, options: options.clone() }, live))
     }

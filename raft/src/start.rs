@@ -136,10 +136,15 @@ impl Cluster {
             None => acquire_identity(&data_dir, &options).await?,
         };
         info!(node = %identity.node, cluster = %identity.cluster, "starting");
-        let local = LocalPeer { cluster: identity.cluster, node: identity.node, boot: rand::random() };
+        let local = LocalPeer {
+            cluster: identity.cluster,
+            node: identity.node,
+            boot: rand::random(),
+            address: options.info.peer.as_str().into(),
+        };
         let addresses = AddressBook::default();
         let files = open_files(&data_dir, identity, &options, addresses.clone()).await?;
-        let pool = PeerPool::new(local, addresses, options.tls.clone());
+        let pool = PeerPool::new(local.clone(), addresses, options.tls.clone());
         assemble(data_dir, options, identity, local, listener, pool, files, effects).await
     }
 }
@@ -179,12 +184,8 @@ fn check_start(data_dir: &DataDir, identity: Identity, start: &Start) -> Result<
 async fn acquire_identity(data_dir: &DataDir, options: &RaftOptions) -> Result<Identity, StartError> {
     let identity = match &options.start {
         Start::Restart => return Err(StartError::NoIdentity(data_dir.path().to_owned())),
-        Start::Bootstrap => {
-            Identity { cluster: ClusterId::random(), node: FIRST_NODE, token: data_dir.join_token()? }
-        }
-        Start::Join { node_id, cluster_id, token } => {
-            Identity { cluster: *cluster_id, node: *node_id, token: *token }
-        }
+        Start::Bootstrap => Identity { cluster: ClusterId::random(), node: FIRST_NODE, token: data_dir.join_token()? },
+        Start::Join { node_id, cluster_id, token } => Identity { cluster: *cluster_id, node: *node_id, token: *token },
         Start::JoinPeers { peers, stays_learner } => {
             let token = data_dir.join_token()?;
             let request = JoinRequest { token, info: options.info.clone(), stays_learner: *stays_learner };
@@ -306,7 +307,7 @@ async fn assemble(
     let seed = StreamSeed::new(identity.node, options.limits, effects);
     consensus.set_clock(seed.clock());
     apply.observe(Box::new(seed.observer()));
-    let stream = seed.run(consensus.clone(), pool.clone(), apply.clone(), options.info.clone(), timings, &tasks);
+    let stream = seed.run(&consensus, pool.clone(), apply.clone(), options.info.clone(), timings, &tasks);
     let members = Members::new(consensus.clone(), timings.election_max * 2);
     let (status_task, status) =
         StatusTask::new(consensus.clone(), apply.clone(), links.clone(), stream.incarnation(), stream.has_quorum());
@@ -324,6 +325,7 @@ async fn assemble(
         members: members.clone(),
         pool: pool.clone(),
         status,
+        log_stats: log.engine().stats(),
         peer_address: options.info.peer.clone(),
         tasks,
         close_log: Mutex::new(Some(close_log)),
@@ -337,13 +339,13 @@ async fn assemble(
     services.push(Arc::new(SnapshotService::new(consensus.clone(), snapshots)));
     services.push(Arc::new(ControlService::new(admission)));
     let tasks = &cluster.0.tasks;
-    tasks.spawn("peer port", listener.run(local, services));
+    tasks.spawn("peer port", listener.run(local, pool.addresses().clone(), services));
     raft.run();
     tasks.spawn("leader view", consensus.clone().run_view());
     tasks.spawn("addresses", members.clone().tell_addresses(pool.addresses().clone()));
     tasks.spawn("failover", Failover::new(consensus.clone(), links, peers_gone).run());
     tasks.spawn("retention", run_retention(consensus.clone(), log.sizes().clone(), options.log));
-    tasks.spawn("learners", members.promote_learners());
+    tasks.spawn("members", members.look_after());
     tasks.spawn("status", status_task.run());
     tasks.spawn("raft watch", watch_raft(consensus, options.on_fatal.clone()));
 

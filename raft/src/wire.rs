@@ -75,7 +75,11 @@ pub(crate) struct CallBody {
 pub(crate) enum Call {
     Vote(VoteCall),
     PreVote(VoteCall),
-    Transfer { from: VoteBody, to: u64, last: Option<LogIdBody> },
+    Transfer {
+        from: VoteBody,
+        to: u64,
+        last: Option<LogIdBody>,
+    },
     /// How far is your log (failover: the most up-to-date node goes first)?
     Progress,
 }
@@ -99,7 +103,11 @@ pub(crate) enum Answer {
     Vote(VoteAnswer),
     /// `None`: accepted; else why not.
     Transfer(Option<TransferRefused>),
-    Progress { vote: VoteBody, last: Option<LogIdBody>, applied: u64 },
+    Progress {
+        vote: VoteBody,
+        last: Option<LogIdBody>,
+        applied: u64,
+    },
     /// Raft does not run there.
     Stopped,
 }
@@ -234,10 +242,9 @@ impl TransferRefused {
             E::VoteChanged { expected, actual } => {
                 Self::VoteChanged { expected: expected.into(), actual: actual.into() }
             }
-            E::LogNotFlushed { expected, actual } => Self::LogNotFlushed {
-                expected: log_id_body(expected.as_ref()),
-                actual: log_id_body(actual.as_ref()),
-            },
+            E::LogNotFlushed { expected, actual } => {
+                Self::LogNotFlushed { expected: log_id_body(expected.as_ref()), actual: log_id_body(actual.as_ref()) }
+            }
         }
     }
 

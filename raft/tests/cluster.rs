@@ -3,6 +3,7 @@
 
 mod testkit;
 
+use std::path::Path;
 use std::time::Duration;
 
 use quorate_raft::{
@@ -102,8 +103,10 @@ async fn when_the_leader_dies_another_is_elected_and_nothing_acknowledged_is_los
         let old = leader(&nodes.iter().collect::<Vec<_>>()).await.id();
         let at = nodes.iter().position(|n| n.id() == old).unwrap();
         let numbers = round * 1000..round * 1000 + 400;
-        let submitted: Vec<_> =
-            nodes.iter().map(|n| (n.id(), numbers.clone().map(|number| n.submit(number)).collect::<Vec<_>>())).collect();
+        let submitted: Vec<_> = nodes
+            .iter()
+            .map(|n| (n.id(), numbers.clone().map(|number| n.submit(number)).collect::<Vec<_>>()))
+            .collect();
         // It dies in the middle of that.
         let dead = nodes.remove(at).crash().await;
         let rest: Vec<_> = nodes.iter().collect();
@@ -153,6 +156,9 @@ async fn all_nodes_die_and_come_back_with_everything() {
             assert!((0..300).all(|number| node.has(NodeId(publisher), number)));
         }
         node.publish(1000..1010).await;
+    }
+    for node in &all {
+        node.assert_sound();
         node.cluster.shutdown().await;
     }
 }
@@ -178,7 +184,10 @@ async fn a_follower_that_was_away_gets_a_snapshot_when_the_log_is_purged() {
     c.serves().await;
     assert_same_rows(&[&a, &b, &c]).await;
     assert!((0..50).chain(100..1100).all(|number| c.has(a.id(), number)));
-    assert!(c.cluster.status().borrow().snapshot.is_some_and(|s| s > away_at), "it came by a snapshot");
+    eventually("it is seen to have come by a snapshot", async || {
+        c.cluster.status().borrow().snapshot.is_some_and(|s| s > away_at).then_some(())
+    })
+    .await;
     c.publish(0..50).await;
 
     // What was installed survives.
@@ -214,7 +223,8 @@ async fn members_come_and_go_one_change_at_a_time() {
     first.cluster.remove(d.id()).await.unwrap();
     eventually("it is gone", async || role(first, d.id()).is_none().then_some(())).await;
     first.cluster.remove(d.id()).await.unwrap();
-    let closed = async || (d.recorder.incarnations_closed() > 0 || d.cluster.status().borrow().leader.is_none()).then_some(());
+    let closed =
+        async || (d.recorder.incarnations_closed() > 0 || d.cluster.status().borrow().leader.is_none()).then_some(());
     let _ = tokio::time::timeout(Duration::from_secs(1), eventually("its life is over", closed)).await;
     d.cluster.crash().await;
 
@@ -329,4 +339,72 @@ async fn a_node_that_lost_its_log_or_never_had_an_identity_does_not_start() {
     let timings = Cluster::start(timings, recorder).await.unwrap_err();
     assert!(matches!(timings, StartError::Timings(_)), "{timings}");
     let _ = ClusterId::random();
+}
+
+/// Copies a folder of files.
+fn copy(from: &Path, to: &Path) {
+    std::fs::create_dir(to).unwrap();
+    for entry in std::fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        std::fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn rows_that_are_ahead_of_the_log_become_a_snapshot_that_others_can_be_served_from() {
+    let [a, b, c] = three(LogRetention::default()).await;
+    a.publish(0..50).await;
+    let c = c.shutdown().await;
+    let log = c.options.data_dir.join("log");
+    copy(&log, &log.with_file_name("log.old"));
+    let c = c.restart().await;
+    c.serves().await;
+    a.publish(50..200).await;
+    assert_same_rows(&[&a, &b, &c]).await;
+    let index = c.applied();
+    // As if a power cut had taken the end of the log but not the rows, which were flushed.
+    let c = c.shutdown().await;
+    std::fs::remove_dir_all(&log).unwrap();
+    std::fs::rename(log.with_file_name("log.old"), &log).unwrap();
+    let c = c.restart().await;
+    c.serves().await;
+    eventually("a snapshot of its rows is there", async || {
+        c.cluster.status().borrow().snapshot.is_some_and(|s| s >= index).then_some(())
+    })
+    .await;
+    assert_same_rows(&[&a, &b, &c]).await;
+
+    // As the leader it has no log before that, and serves a newcomer all the same.
+    leader(&[&a, &b, &c]).await.cluster.transfer(Some(c.id())).await.unwrap();
+    let d = TestNode::join("d", &c, LogRetention::default()).await;
+    d.serves().await;
+    all_vote(&[&a, &b, &c, &d]).await;
+    assert_same_rows(&[&a, &b, &c, &d]).await;
+    assert!((0..200).all(|number| d.has(a.id(), number)));
+    for node in [a, b, c, d] {
+        node.shutdown().await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_comes_back_at_another_address_is_found() {
+    let [a, b, c] = three(LogRetention::default()).await;
+    let moving = leader(&[&a, &b, &c]).await.id();
+    let (moving, rest): (Vec<_>, Vec<_>) = [a, b, c].into_iter().partition(|n| n.id() == moving);
+    let [moving] = <[TestNode; 1]>::try_from(moving).ok().unwrap();
+    let before = moving.cluster.peer_address().to_owned();
+    let mut dead = moving.crash().await;
+    dead.options.peer_listen = "127.0.0.1:0".into();
+    let rest: Vec<_> = rest.iter().collect();
+    leader(&rest).await.publish(0..50).await;
+    let moved = dead.restart().await;
+    assert_ne!(moved.cluster.peer_address(), before);
+    moved.serves().await;
+    moved.publish(0..50).await;
+    let all: Vec<_> = rest.into_iter().chain([&moved]).collect();
+    assert_same_rows(&all).await;
+    for node in all {
+        node.assert_sound();
+        node.cluster.shutdown().await;
+    }
 }

@@ -182,7 +182,7 @@ impl Node {
     ///
     /// # Errors
     /// When it does not answer.
-    pub async fn view(&self) -> Result<ClusterView, AdminFailure> {
+    pub(crate) async fn view(&self) -> Result<ClusterView, AdminFailure> {
         self.ask("/api/v1/cluster").await
     }
 
@@ -190,7 +190,7 @@ impl Node {
     ///
     /// # Errors
     /// When it does not answer.
-    pub async fn digest(&self) -> Result<Digest, AdminFailure> {
+    pub(crate) async fn digest(&self) -> Result<Digest, AdminFailure> {
         self.ask("/api/v1/cluster/digest").await
     }
 

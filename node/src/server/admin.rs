@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use quorate_http_admin::{
     AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, MqttSample, NodeState,
@@ -12,6 +13,9 @@ use quorate_store::command::NodeInfo;
 use quorate_store::ids::NodeId;
 
 use crate::mqtt::stats::StatsSnapshot;
+
+/// How long an answer waits until the status shows what it is about.
+const SHOWN_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// [`ClusterAdmin`] over a running cluster.
 #[derive(Clone)]
@@ -28,6 +32,14 @@ impl NodeAdmin {
 
     fn status(&self) -> ClusterStatus {
         self.cluster.status().borrow().clone()
+    }
+
+    /// Waits until the status shows a change that is done, so that the answer does, too.
+    async fn shown(&self, node: NodeId, is_shown: impl Fn(Option<NodeRole>) -> bool) {
+        let mut status = self.cluster.status();
+        let shown = status.wait_for(|status| is_shown(status.nodes.iter().find(|n| n.id == node).map(|n| n.role)));
+        // A status that comes late only makes the answer stale.
+        let _ = tokio::time::timeout(SHOWN_TIMEOUT, shown).await;
     }
 
     fn error(&self, error: MembershipError) -> AdminError {
@@ -120,15 +132,21 @@ impl ClusterAdmin for NodeAdmin {
     }
 
     async fn promote(&self, node: u64) -> Result<(), AdminError> {
-        self.cluster.promote(NodeId(node)).await.map_err(|error| self.error(error))
+        self.cluster.promote(NodeId(node)).await.map_err(|error| self.error(error))?;
+        self.shown(NodeId(node), |role| role.is_some_and(|role| role != NodeRole::Learner)).await;
+        Ok(())
     }
 
     async fn demote(&self, node: u64) -> Result<(), AdminError> {
-        self.cluster.demote(NodeId(node)).await.map_err(|error| self.error(error))
+        self.cluster.demote(NodeId(node)).await.map_err(|error| self.error(error))?;
+        self.shown(NodeId(node), |role| role == Some(NodeRole::Learner)).await;
+        Ok(())
     }
 
     async fn remove(&self, node: u64) -> Result<(), AdminError> {
-        self.cluster.remove(NodeId(node)).await.map_err(|error| self.error(error))
+        self.cluster.remove(NodeId(node)).await.map_err(|error| self.error(error))?;
+        self.shown(NodeId(node), |role| role.is_none()).await;
+        Ok(())
     }
 
     async fn transfer(&self, to: Option<u64>) -> Result<Transferred, AdminError> {

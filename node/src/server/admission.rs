@@ -1,7 +1,7 @@
 //! Joining a cluster: asks the administration of a member for an id, and makes sure that a data directory
 //! meets no other cluster.
 
-use std::path::PathBuf;
+use std::path::Path;
 use std::time::Duration;
 
 use quorate_http_admin::{ClusterView, JoinRequest, Joined};
@@ -92,7 +92,7 @@ fn is_final(status: u16) -> bool {
 ///
 /// # Errors
 /// They are of another. Members that do not answer say nothing.
-pub(crate) async fn check_cluster(identity: &Identity, members: &[String], data_dir: &PathBuf) -> Result<(), Failure> {
+pub(crate) async fn check_cluster(identity: &Identity, members: &[String], data_dir: &Path) -> Result<(), Failure> {
     for member in members {
         let admin = Admin::new(member, Some(LOOK_TIMEOUT))?;
         let Ok(view) = admin.ask::<ClusterView>(Method::GET, "/api/v1/cluster", None::<&()>).await else { continue };

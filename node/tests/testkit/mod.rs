@@ -150,9 +150,10 @@ impl System {
         assert!(verdict.is_clean(), "{verdict}");
     }
 
-    /// A client of our own, connected to a node; a new session.
+    /// A client of our own, connected to a node; a new session that outlives the connection. (On 3.1.1 a clean one
+    /// would not: there the identifier must be new.)
     pub(crate) async fn connect(&self, place: usize, version: Version, id: &str) -> Raw {
-        Raw::connect(self.mqtt(place), version, &raw::client(id, true)).await.0
+        Raw::connect(self.mqtt(place), version, &raw::client(id, version == Version::V5)).await.0
     }
 
     /// A client of our own that resumes its session on a node.

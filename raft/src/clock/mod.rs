@@ -98,7 +98,9 @@ impl ClockState {
 
     /// On a leader without live time. `own` is this node's report.
     fn settle(&mut self, me: NodeId, voters: &[NodeId], own_wall_ms: u64, now: Instant) -> Settled {
-        if let Some(time) = self.reports.values().filter(|(r, _)| r.is_live).map(|(r, at)| aged(r.time.0, *at, now)).max() {
+        if let Some(time) =
+            self.reports.values().filter(|(r, _)| r.is_live).map(|(r, at)| aged(r.time.0, *at, now)).max()
+        {
             self.adopt(ClusterTime(time), now);
             return Settled::Adopted;
         }
@@ -185,7 +187,9 @@ impl ClusterClock {
                      or are the clocks of a majority wrong?"
                 );
             }
-            Settled::Wall { jump, .. } => info!(jump_ms = jump.as_millis() as u64, "cluster time starts from the wall clocks of a majority"),
+            Settled::Wall { jump, .. } => {
+                info!(jump_ms = jump.as_millis() as u64, "cluster time starts from the wall clocks of a majority")
+            }
         }
     }
 }

@@ -13,7 +13,7 @@ use crate::proposer::testkit::{FakeRaft, Mood, incarnation, publish};
 const SOON: Duration = Duration::from_secs(20);
 
 fn local(node: u64) -> LocalPeer {
-    LocalPeer { cluster: ClusterId(1), node: NodeId(node), boot: node }
+    LocalPeer { cluster: ClusterId(1), node: NodeId(node), boot: node, address: "".into() }
 }
 
 fn batch(node: u64, seq: u64) -> Bytes {
@@ -34,7 +34,7 @@ async fn serve(raft: &FakeRaft) -> (PeerPool, Arc<LeaderDesk<FakeRaft>>, tokio::
     let addresses = AddressBook::default();
     addresses.set_nodes([(NodeId(1), listener.local_addr().unwrap().to_string())].into());
     let service: Arc<dyn PeerService> = Arc::new(LeaderIntake::new(desk.clone()));
-    let serving = tokio::spawn(listener.run(local(1), vec![service]));
+    let serving = tokio::spawn(listener.run(local(1), AddressBook::default(), vec![service]));
     (PeerPool::new(local(2), addresses, None), desk, serving)
 }
 

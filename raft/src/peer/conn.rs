@@ -9,7 +9,6 @@ use quorate_store::ids::{GroupId, NodeId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::Purpose;
-use super::hello::LocalPeer;
 use super::frame::{FRAME_BODY_BYTES_MAX, Frame, HELLO_BODY_BYTES_MAX, Parsed, frame_head, take_frame};
 
 /// Parts up to this size are copied together, longer ones are written from where they are.
@@ -141,16 +140,15 @@ impl PeerReceiver {
 impl PeerConn {
     /// Over a fresh byte stream: frames are short until [`Self::established`].
     pub(super) fn new(reader: Box<dyn AsyncRead + Send + Unpin>, writer: Box<dyn AsyncWrite + Send + Unpin>) -> Self {
-        let sender =
-            PeerSender { io: writer, staging: BytesMut::new(), queued: VecDeque::new(), queued_bytes: 0 };
+        let sender = PeerSender { io: writer, staging: BytesMut::new(), queued: VecDeque::new(), queued_bytes: 0 };
         let receiver = PeerReceiver { io: reader, buffer: BytesMut::new(), body_bytes_max: HELLO_BODY_BYTES_MAX };
         Self { peer: NodeId(0), boot: 0, purpose: Purpose::Control, sender, receiver }
     }
 
     /// The hello is over.
-    pub(super) fn established(&mut self, peer: LocalPeer, purpose: Purpose) {
-        self.peer = peer.node;
-        self.boot = peer.boot;
+    pub(super) fn established(&mut self, peer: NodeId, boot: u64, purpose: Purpose) {
+        self.peer = peer;
+        self.boot = boot;
         self.purpose = purpose;
         self.receiver.body_bytes_max = FRAME_BODY_BYTES_MAX;
     }

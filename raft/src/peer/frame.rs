@@ -111,7 +111,10 @@ mod tests {
         let mut other = framed(1, b"x");
         other.as_mut().iter_mut().skip(4).take(1).for_each(|b| *b = 2);
         assert!(take_frame(&mut other, 100).is_err());
-        assert!(take_frame(&mut BytesMut::from(&[3, 0, 0, 0, 1, 0, 0, 0][..]), 100).is_err(), "shorter than its header");
+        assert!(
+            take_frame(&mut BytesMut::from(&[3, 0, 0, 0, 1, 0, 0, 0][..]), 100).is_err(),
+            "shorter than its header"
+        );
         assert!(frame_head(1, GroupId(0), FRAME_BODY_BYTES_MAX + 1).is_err());
     }
 }

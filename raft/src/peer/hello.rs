@@ -5,6 +5,7 @@
 //! else is ever exchanged with such a peer.
 
 use std::io;
+use std::sync::Arc;
 
 use bincode::{Decode, Encode};
 use bytes::Bytes;
@@ -21,13 +22,15 @@ const KIND_HELLO: u8 = 0;
 const KIND_WELCOME: u8 = 1;
 const KIND_REFUSED: u8 = 2;
 
-/// Who this node is, to its peers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Who a node is, to its peers.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct LocalPeer {
     pub(crate) cluster: ClusterId,
     pub(crate) node: NodeId,
     /// Random, new for each start of the process: a peer that comes back with another one has died between.
     pub(crate) boot: u64,
+    /// Where its peer port is: whoever talks to it knows this before its `NodeStarted` is committed.
+    pub(crate) address: Arc<str>,
 }
 
 #[derive(Debug, Encode, Decode)]
@@ -36,6 +39,7 @@ struct Hello {
     cluster: u128,
     node: u64,
     boot: u64,
+    address: String,
     /// Whom the dialer wants; 0: whoever listens there.
     to: u64,
     purpose: u8,
@@ -46,6 +50,7 @@ struct Welcome {
     cluster: u128,
     node: u64,
     boot: u64,
+    address: String,
 }
 
 #[derive(Debug, Encode, Decode)]
@@ -77,7 +82,7 @@ fn encode<T: Enveloped>(value: &T) -> io::Result<Bytes> {
 /// `PermissionDenied` with the other side's reason when it refuses.
 pub(super) async fn greet(
     mut conn: PeerConn,
-    local: Option<LocalPeer>,
+    local: Option<&LocalPeer>,
     to: NodeId,
     purpose: Purpose,
 ) -> io::Result<(PeerConn, LocalPeer)> {
@@ -86,6 +91,7 @@ pub(super) async fn greet(
         cluster: local.map_or(0, |l| l.cluster.0),
         node: local.map_or(0, |l| l.node.0),
         boot: local.map_or(0, |l| l.boot),
+        address: local.map_or_else(String::new, |l| l.address.to_string()),
         to: to.0,
         purpose: purpose as u8,
     };
@@ -95,9 +101,13 @@ pub(super) async fn greet(
     match answer.kind {
         KIND_WELCOME => {
             let welcome: Welcome = codec::decode(&answer.body).map_err(|e| invalid(e.to_string()))?;
-            let peer =
-                LocalPeer { cluster: ClusterId(welcome.cluster), node: NodeId(welcome.node), boot: welcome.boot };
-            conn.established(peer, purpose);
+            let peer = LocalPeer {
+                cluster: ClusterId(welcome.cluster),
+                node: NodeId(welcome.node),
+                boot: welcome.boot,
+                address: welcome.address.into(),
+            };
+            conn.established(peer.node, peer.boot, purpose);
             Ok((conn, peer))
         }
         KIND_REFUSED => {
@@ -110,9 +120,11 @@ pub(super) async fn greet(
 
 /// The listener's side.
 ///
+/// With where the dialer says that it listens.
+///
 /// # Errors
 /// When the dialer was refused; it has been told.
-pub(super) async fn receive(mut conn: PeerConn, local: LocalPeer) -> io::Result<PeerConn> {
+pub(super) async fn receive(mut conn: PeerConn, local: &LocalPeer) -> io::Result<(PeerConn, String)> {
     let frame = conn.recv().await?.ok_or(io::ErrorKind::UnexpectedEof)?;
     if frame.kind != KIND_HELLO {
         return Err(invalid(format!("a frame of kind {} where a hello belongs", frame.kind)));
@@ -120,12 +132,16 @@ pub(super) async fn receive(mut conn: PeerConn, local: LocalPeer) -> io::Result<
     let hello: Hello = codec::decode(&frame.body).map_err(|e| invalid(e.to_string()))?;
     match judge(&hello, local) {
         Ok(purpose) => {
-            let welcome = Welcome { cluster: local.cluster.0, node: local.node.0, boot: local.boot };
+            let welcome = Welcome {
+                cluster: local.cluster.0,
+                node: local.node.0,
+                boot: local.boot,
+                address: local.address.to_string(),
+            };
             conn.send(KIND_WELCOME, encode(&welcome)?).await?;
             conn.flush().await?;
-            let peer = LocalPeer { cluster: local.cluster, node: NodeId(hello.node), boot: hello.boot };
-            conn.established(peer, purpose);
-            Ok(conn)
+            conn.established(NodeId(hello.node), hello.boot, purpose);
+            Ok((conn, hello.address))
         }
         Err(why) => {
             conn.send(KIND_REFUSED, encode(&Refused { why: why.clone() })?).await?;
@@ -135,7 +151,7 @@ pub(super) async fn receive(mut conn: PeerConn, local: LocalPeer) -> io::Result<
     }
 }
 
-fn judge(hello: &Hello, local: LocalPeer) -> Result<Purpose, String> {
+fn judge(hello: &Hello, local: &LocalPeer) -> Result<Purpose, String> {
     if hello.protocol != PROTOCOL_VERSION {
         return Err(format!(
             "node {} speaks peer protocol {PROTOCOL_VERSION}, the caller {}: run compatible versions of quorate",

@@ -15,7 +15,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::hello::{LocalPeer, receive};
-use super::{PeerConn, PeerTls, Purpose};
+use super::{AddressBook, PeerConn, PeerTls, Purpose};
 
 /// Longest wait for a caller's hello.
 const HELLO_TIMEOUT: Duration = Duration::from_millis(2000);
@@ -53,7 +53,7 @@ impl PeerListener {
     }
 
     /// Serves until the returned task is aborted; that ends all connections.
-    pub(crate) async fn run(self, local: LocalPeer, services: Vec<Arc<dyn PeerService>>) {
+    pub(crate) async fn run(self, local: LocalPeer, addresses: AddressBook, services: Vec<Arc<dyn PeerService>>) {
         let services: BTreeMap<u8, Arc<dyn PeerService>> =
             services.into_iter().map(|s| (s.purpose() as u8, s)).collect();
         let services = Arc::new(services);
@@ -74,9 +74,10 @@ impl PeerListener {
                 continue;
             };
             let (services, tls) = (services.clone(), self.tls.clone());
+            let (local, addresses) = (local.clone(), addresses.clone());
             connections.spawn(async move {
                 let _place = place;
-                serve_one(tcp, tls, local, &services).await;
+                serve_one(tcp, tls, &local, &addresses, &services).await;
             });
         }
     }
@@ -85,7 +86,8 @@ impl PeerListener {
 async fn serve_one(
     tcp: TcpStream,
     tls: Option<PeerTls>,
-    local: LocalPeer,
+    local: &LocalPeer,
+    addresses: &AddressBook,
     services: &BTreeMap<u8, Arc<dyn PeerService>>,
 ) {
     let from = tcp.peer_addr().ok();
@@ -103,8 +105,8 @@ async fn serve_one(
         };
         receive(conn, local).await
     };
-    let conn = match timeout(HELLO_TIMEOUT, hello).await {
-        Ok(Ok(conn)) => conn,
+    let (conn, address) = match timeout(HELLO_TIMEOUT, hello).await {
+        Ok(Ok(greeted)) => greeted,
         Ok(Err(error)) => {
             warn!(?from, %error, "peer port: a caller was turned away");
             return;
@@ -114,6 +116,7 @@ async fn serve_one(
             return;
         }
     };
+    addresses.says(conn.peer(), &address);
     let Some(service) = services.get(&(conn.purpose() as u8)) else {
         warn!(peer = %conn.peer(), purpose = ?conn.purpose(), "peer port: nothing serves this purpose");
         return;

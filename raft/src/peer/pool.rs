@@ -15,7 +15,8 @@ use super::{PeerConn, PeerTls, Purpose};
 /// Longest wait for connection and hello.
 const DIAL_TIMEOUT: Duration = Duration::from_millis(1000);
 
-/// Where each node's peer port is: its `NodeStarted` says where it is now, the membership where it joined.
+/// Where each node's peer port is. What it said when it last talked to this node goes before what its last
+/// committed start says, and that before where it joined.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct AddressBook(Arc<RwLock<Addresses>>);
 
@@ -23,18 +24,29 @@ pub(crate) struct AddressBook(Arc<RwLock<Addresses>>);
 struct Addresses {
     members: BTreeMap<NodeId, String>,
     nodes: BTreeMap<NodeId, String>,
+    said: BTreeMap<NodeId, String>,
 }
 
 impl AddressBook {
     /// Its address, if known.
     pub(crate) fn get(&self, node: NodeId) -> Option<String> {
         let book = self.0.read().unwrap_or_else(PoisonError::into_inner);
-        book.nodes.get(&node).or_else(|| book.members.get(&node)).cloned()
+        book.said.get(&node).or_else(|| book.nodes.get(&node)).or_else(|| book.members.get(&node)).cloned()
     }
 
-    /// Replaces what the membership says.
+    /// Replaces what the membership says; who is no member any more is forgotten.
     pub(crate) fn set_members(&self, members: BTreeMap<NodeId, String>) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).members = members;
+        let mut book = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        book.said.retain(|node, _| members.contains_key(node));
+        book.members = members;
+    }
+
+    /// A node has just said where it is.
+    pub(crate) fn says(&self, node: NodeId, address: &str) {
+        if node.0 == 0 || address.is_empty() || self.get(node).as_deref() == Some(address) {
+            return;
+        }
+        self.0.write().unwrap_or_else(PoisonError::into_inner).said.insert(node, address.to_owned());
     }
 
     /// Replaces what the nodes said of themselves when they started.
@@ -73,7 +85,7 @@ impl PeerPool {
         let Some(address) = self.addresses.get(node) else {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("the address of node {node} is unknown")));
         };
-        let (conn, _) = dial_address(&address, Some(self.local), node, purpose, self.tls.as_ref()).await?;
+        let (conn, _) = dial_address(&address, Some(&self.local), node, purpose, self.tls.as_ref()).await?;
         self.reached.lock().unwrap_or_else(PoisonError::into_inner).insert(node, address);
         Ok(conn)
     }
@@ -89,7 +101,7 @@ impl PeerPool {
 /// Connects to whatever node listens at `address` (`to` 0), or only to node `to`.
 pub(crate) async fn dial_address(
     address: &str,
-    local: Option<LocalPeer>,
+    local: Option<&LocalPeer>,
     to: NodeId,
     purpose: Purpose,
     tls: Option<&PeerTls>,

@@ -35,7 +35,7 @@ impl PeerService for Echo {
 }
 
 fn local(cluster: u128, node: u64) -> LocalPeer {
-    LocalPeer { cluster: ClusterId(cluster), node: NodeId(node), boot: 5 }
+    LocalPeer { cluster: ClusterId(cluster), node: NodeId(node), boot: 5, address: format!("said:{node}").into() }
 }
 
 /// Node 1 of cluster 7, and a pool of `caller`'s that knows it as `name`.
@@ -44,7 +44,7 @@ async fn listening(caller: LocalPeer, name: NodeId) -> (JoinHandle<()>, PeerPool
     let addresses = AddressBook::default();
     addresses.set_members(BTreeMap::from([(name, listener.local_addr().unwrap().to_string())]));
     let services: Vec<Arc<dyn PeerService>> = vec![Arc::new(Echo(Purpose::QoS0)), Arc::new(Echo(Purpose::Control))];
-    (tokio::spawn(listener.run(local(7, 1), services)), PeerPool::new(caller, addresses, None))
+    (tokio::spawn(listener.run(local(7, 1), addresses.clone(), services)), PeerPool::new(caller, addresses, None))
 }
 
 fn refusal(refused: io::Result<PeerConn>) -> String {
@@ -60,6 +60,8 @@ async fn frames_of_any_size_come_through_in_order() {
     let mut conn = pool.dial(NodeId(1), Purpose::QoS0).await.unwrap();
     assert!(pool.has_reached(NodeId(1)));
     assert_eq!((conn.peer(), conn.peer_boot(), conn.purpose()), (NodeId(1), 5, Purpose::QoS0));
+    let said = pool.addresses().get(NodeId(2));
+    assert_eq!(said.as_deref(), Some("said:2"), "the listener knows where the dialer is");
     let sizes = [0, 1, 100, 5000, 70_000, 3 << 20, 2];
     let body = |n: usize| Bytes::from(vec![n as u8; n]);
     let (mut sender, mut receiver) = {
@@ -112,7 +114,7 @@ async fn a_newcomer_may_only_ask_to_join() {
     let (server, pool) = listening(local(7, 2), NodeId(1)).await;
     let address = pool.addresses().get(NodeId(1)).unwrap();
     let (conn, peer) = dial_address(&address, None, NodeId(0), Purpose::Control, None).await.unwrap();
-    assert_eq!((conn.peer(), peer.cluster), (NodeId(1), ClusterId(7)));
+    assert_eq!((conn.peer(), peer.cluster, &*peer.address), (NodeId(1), ClusterId(7), "said:1"));
     let refused = dial_address(&address, None, NodeId(0), Purpose::QoS0, None).await;
     assert!(refusal(refused.map(|(conn, _)| conn)).contains("belongs to cluster"));
     server.abort();
@@ -137,4 +139,10 @@ async fn what_a_node_says_of_itself_goes_before_the_membership() {
     assert_eq!(book.get(NodeId(1)).as_deref(), Some("new:1"));
     assert_eq!(book.get(NodeId(2)).as_deref(), Some("two:1"));
     assert_eq!(book.get(NodeId(3)), None);
+    book.says(NodeId(2), "now:1");
+    book.says(NodeId(0), "nobody:1");
+    assert_eq!((book.get(NodeId(2)).as_deref(), book.get(NodeId(0))), (Some("now:1"), None));
+    // Who left is forgotten.
+    book.set_members(BTreeMap::from([(NodeId(1), "old:1".into())]));
+    assert_eq!(book.get(NodeId(2)), None);
 }

@@ -34,7 +34,7 @@ struct Cluster {
 }
 
 fn local(node: u64) -> LocalPeer {
-    LocalPeer { cluster: ClusterId(1), node: NodeId(node), boot: node }
+    LocalPeer { cluster: ClusterId(1), node: NodeId(node), boot: node, address: "".into() }
 }
 
 impl Cluster {
@@ -50,7 +50,7 @@ impl Cluster {
             let (clock, stats) = (Arc::new(ClusterClock::new()), Arc::default());
             let desk = LeaderDesk::new(raft.clone(), clock, attendance, Duration::from_secs(2), stats);
             let service: Arc<dyn PeerService> = Arc::new(LeaderIntake::new(Arc::new(desk)));
-            tasks.spawn(listener.run(local(node), vec![service]));
+            tasks.spawn(listener.run(local(node), AddressBook::default(), vec![service]));
         }
         addresses.set_nodes(nodes);
         let stats = Arc::new(StreamStats::default());

@@ -179,7 +179,7 @@ impl Shared {
         let refused = {
             let mut waiting = lock(&self.waiting);
             match waiting.as_mut() {
-                None => Some(submission),
+                None => Some(Box::new(submission)),
                 Some(open) => {
                     let refused = open.submit(submission).err();
                     self.waiting_commands.store(open.len(), Ordering::Release);
@@ -189,7 +189,7 @@ impl Shared {
         };
         if let Some(submission) = refused {
             self.stats.busy.inc();
-            return Err(Busy { submission: Box::new(submission) });
+            return Err(Busy { submission });
         }
         self.stats.submitted.inc();
         self.wake.notify_one();
@@ -265,7 +265,9 @@ impl Shared {
         let commands = cut.commands.len();
         let bytes = match quorate_store::codec::encode(&Batch { origin, commands: cut.commands }) {
             Ok(bytes) if bytes.len() <= BATCH_FRAME_BYTES_MAX => bytes,
-            Ok(bytes) => return self.unencodable(commands, &format!("{} bytes, at most {BATCH_FRAME_BYTES_MAX}", bytes.len())),
+            Ok(bytes) => {
+                return self.unencodable(commands, &format!("{} bytes, at most {BATCH_FRAME_BYTES_MAX}", bytes.len()));
+            }
             Err(error) => return self.unencodable(commands, &error),
         };
         self.stats.batches.inc();

@@ -69,7 +69,7 @@ impl StreamSeed {
     /// Starts the tasks among `tasks`. Must be called within a tokio runtime.
     pub(crate) fn run(
         self,
-        raft: Consensus,
+        raft: &Consensus,
         pool: PeerPool,
         apply: ApplyHandle,
         info: NodeInfo,

@@ -168,7 +168,10 @@ impl ProposalStream {
         let in_flight = self.in_flight.len();
         let wanted = if in_flight < EAGER_BATCHES { 1 } else { in_flight.min(self.limits.batch_commands_max) };
         let slot = in_flight < self.limits.batches_max && self.in_flight_bytes < self.limits.bytes_max;
-        if slot && waiting_commands > 0 && (waiting_commands >= wanted || waiting_bytes >= self.limits.batch_bytes_max / 2) {
+        if slot
+            && waiting_commands > 0
+            && (waiting_commands >= wanted || waiting_bytes >= self.limits.batch_bytes_max / 2)
+        {
             return Next::Cut(Origin::Stream { node: self.node, incarnation: self.incarnation, seq: self.next });
         }
         Next::Nothing

@@ -151,7 +151,8 @@ impl ModelMachine {
                     self.last = 0;
                 }
                 let incarnation = self.open.unwrap_or(Incarnation(Position::ZERO));
-                effects.push(Effect::DirectApplied { nonce: *nonce, outcomes: vec![Outcome::NodeStarted(incarnation)] });
+                effects
+                    .push(Effect::DirectApplied { nonce: *nonce, outcomes: vec![Outcome::NodeStarted(incarnation)] });
                 effects
             }
             Entry::Lost(incarnation) if self.open == Some(*incarnation) => self.close().into_iter().collect(),

@@ -13,7 +13,9 @@ use proptest::prelude::*;
 use quorate_store::effect::Outcome;
 use quorate_store::ids::ClusterTime;
 
-use super::testkit::{Entry, FakeFront, ModelMachine, NODE, Told, connection, observe, publish_from, settle, submission};
+use super::testkit::{
+    Entry, FakeFront, ModelMachine, NODE, Told, connection, observe, publish_from, settle, submission,
+};
 use super::*;
 use crate::apply::ApplyObserver;
 use crate::clock::ClusterClock;
@@ -105,7 +107,8 @@ fn action() -> impl Strategy<Value = Action> {
 
 impl World {
     fn new() -> Self {
-        let limits = Limits { batch_commands_max: 8, batches_in_flight_max: 6, waiting_commands_max: 200, ..Limits::default() };
+        let limits =
+            Limits { batch_commands_max: 8, batches_in_flight_max: 6, waiting_commands_max: 200, ..Limits::default() };
         let proposer = Proposer::new(NODE, &limits, Arc::new(StreamStats::default()));
         let front = Arc::new(FakeFront::default());
         let starts = Arc::new(StartTable::default());

@@ -74,9 +74,9 @@ impl Waiting {
 
     /// Takes a command, or gives it back when the queue is at a bound. The last one in may overshoot the
     /// bytes, so that a command of any size finds its way.
-    pub(crate) fn submit(&mut self, submission: Submission) -> Result<(), Submission> {
+    pub(crate) fn submit(&mut self, submission: Submission) -> Result<(), Box<Submission>> {
         if self.queue.len() >= self.commands_max || self.bytes >= self.bytes_max {
-            return Err(submission);
+            return Err(Box::new(submission));
         }
         let bytes = command_bytes(&submission.command);
         self.bytes += bytes;

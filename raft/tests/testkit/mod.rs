@@ -47,11 +47,7 @@ pub struct Recorder {
 
 impl Recorder {
     fn new() -> Arc<Self> {
-        Arc::new(Self {
-            outcomes: Mutex::default(),
-            incarnation: watch::Sender::new(None),
-            closed: AtomicU64::new(0),
-        })
+        Arc::new(Self { outcomes: Mutex::default(), incarnation: watch::Sender::new(None), closed: AtomicU64::new(0) })
     }
 
     pub fn outcome(&self, ticket: Ticket) -> Option<Outcome> {
@@ -264,10 +260,7 @@ pub async fn all_vote(nodes: &[&TestNode]) {
 
 /// The node that leads, as it itself says.
 pub async fn leader<'a>(nodes: &[&'a TestNode]) -> &'a TestNode {
-    eventually("there is a leader", async || {
-        nodes.iter().copied().find(|n| n.cluster.leader().borrow().is_self)
-    })
-    .await
+    eventually("there is a leader", async || nodes.iter().copied().find(|n| n.cluster.leader().borrow().is_self)).await
 }
 
 /// All nodes have the same rows.
