@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use quorate_jepsen::harness::Relay;
 use quorate_jepsen::history::{MessageName, Sent};
-use rumqttc::{AsyncClient, Event, EventLoop, MqttOptions, Outgoing, Packet, QoS, Request};
+use rumqttc::{AsyncClient, ConnectionError, Event, EventLoop, MqttOptions, Outgoing, Packet, QoS, Request};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
@@ -186,15 +186,26 @@ async fn run(
             drop(events.poll().await);
             return account.sent;
         }
-        match events.poll().await {
-            Ok(event) => account.take(&event),
-            Err(_) => {
-                in_order(&mut events);
-                retry.tick().await;
-            }
+        let polled = events.poll().await;
+        let is_broken = polled.is_err();
+        for event in seen(polled, &mut events) {
+            account.take(&event);
+        }
+        if is_broken {
+            in_order(&mut events);
+            retry.tick().await;
         }
         account.progress.waiting = account.sent.len() - account.progress.acknowledged;
         tell.send_replace(account.progress);
+    }
+}
+
+/// What a poll shows. When the connection has broken, rumqttc still holds events of it, which it would show only
+/// behind the CONNACK of the next one: they are taken now, so that they belong to the connection that they came on.
+pub(super) fn seen(polled: Result<Event, ConnectionError>, events: &mut EventLoop) -> Vec<Event> {
+    match polled {
+        Ok(event) => vec![event],
+        Err(_) => events.state.events.drain(..).collect(),
     }
 }
 

@@ -12,7 +12,7 @@ use rumqttc::{AsyncClient, Event, EventLoop, Packet, Publish, QoS};
 use tokio::sync::{mpsc, watch};
 use tokio::task::JoinHandle;
 
-use super::publisher::{RETRY, options, quality};
+use super::publisher::{RETRY, options, quality, seen};
 use super::{RECOVERY, System};
 
 /// A running subscriber.
@@ -107,29 +107,37 @@ async fn run(
             polled = events.poll() => polled,
             _ = stopped.recv() => return account.delivered,
         };
-        match polled {
-            Ok(Event::Incoming(Packet::ConnAck(connack))) => {
-                assert!(account.connection == 0 || connack.session_present, "subscriber {number} lost its session");
-                account.connection += 1;
-                // Until there is a SUBACK, each connection asks for it again.
-                if !*ready.borrow() {
-                    client.try_subscribe(&filter, quality(qos)).unwrap();
+        let is_broken = polled.is_err();
+        for event in seen(polled, &mut events) {
+            match event {
+                Event::Incoming(Packet::ConnAck(connack)) => {
+                    let is_first = account.connection == 0;
+                    assert!(is_first || connack.session_present, "subscriber {number} lost its session");
+                    account.connection += 1;
+                    // Until there is a SUBACK, each connection asks for it again.
+                    if !*ready.borrow() {
+                        client.try_subscribe(&filter, quality(qos)).unwrap();
+                    }
                 }
-            }
-            Ok(Event::Incoming(Packet::SubAck(_))) => drop(ready.send_replace(true)),
-            Ok(Event::Incoming(Packet::Publish(publish))) => {
-                if let Some(message) = account.publish(&publish) {
-                    tell.send_modify(|distinct| {
-                        distinct.insert(message);
-                    });
+                Event::Incoming(Packet::SubAck(_)) => {
+                    ready.send_replace(true);
                 }
+                Event::Incoming(Packet::Publish(publish)) => {
+                    if let Some(message) = account.publish(&publish) {
+                        tell.send_modify(|distinct| {
+                            distinct.insert(message);
+                        });
+                    }
+                }
+                Event::Incoming(Packet::PubRel(release)) => {
+                    account.unreleased.remove(&release.pkid);
+                }
+                _ => {}
             }
-            Ok(Event::Incoming(Packet::PubRel(release))) => drop(account.unreleased.remove(&release.pkid)),
-            Ok(_) => {}
-            Err(_) => {
-                remind(&mut events, &account.received);
-                retry.tick().await;
-            }
+        }
+        if is_broken {
+            remind(&mut events, &account.received);
+            retry.tick().await;
         }
     }
 }

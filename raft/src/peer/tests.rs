@@ -128,7 +128,7 @@ async fn nobody_listening_is_refused_and_an_unknown_node_not_found() {
     assert!(server.await.unwrap_err().is_cancelled());
     let kind = |refused: io::Result<PeerConn>| refused.unwrap_err().kind();
     assert_eq!(kind(pool.dial(NodeId(1), Purpose::QoS0).await), io::ErrorKind::ConnectionRefused);
-    assert_eq!(kind(pool.dial(NodeId(2), Purpose::QoS0).await), io::ErrorKind::NotFound);
+    assert_eq!(kind(pool.dial(NodeId(3), Purpose::QoS0).await), io::ErrorKind::NotFound);
 }
 
 #[tokio::test]

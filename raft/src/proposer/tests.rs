@@ -375,7 +375,7 @@ fn started() -> World {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 600, ..ProptestConfig::default() })]
 
     #[test]
     fn every_command_is_applied_once_in_order_and_answered_once(actions in prop::collection::vec(action(), 1..250)) {
