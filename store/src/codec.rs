@@ -197,6 +197,12 @@ pub fn decode<T: Enveloped>(bytes: &Bytes) -> Result<T, CodecError> {
     }
     let source = PayloadSource(bytes.slice(body_end..));
     let body = bytes.get(ENVELOPE_LEN..body_end).unwrap_or_default();
-    let (value, read) = bincode::decode_from_slice_with_context(body, config(), source)?;
-    if read == body_len { Ok(value) } else { Err(CodecError::Trailing(body_len - read)) }
+    let (value, read): (T, usize) = bincode::decode_from_slice_with_context(body, config(), source)?;
+    if read != body_len {
+        return Err(CodecError::Trailing(body_len - read));
+    }
+    // Each payload was cut off the front of the area: what their lengths leave over belongs to nobody.
+    let mut used = 0;
+    value.payloads(&mut |p| used += p.0.len());
+    if used == payload_len { Ok(value) } else { Err(CodecError::Trailing(payload_len.saturating_sub(used))) }
 }

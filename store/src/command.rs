@@ -249,6 +249,9 @@ pub struct NodeStarted {
     pub node: NodeId,
     /// Random, new for each start.
     pub nonce: u128,
+    /// The life that this one follows, as the node knows it from its log. A start that arrives late names an
+    /// older one than the state does, and is refused: else it would close the node's life of today.
+    pub replaces: Option<Incarnation>,
     /// Wall clock in milliseconds since 1970, for the first leader after a cold start.
     pub wall_ms: u64,
     /// Its name and addresses now.

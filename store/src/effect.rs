@@ -40,6 +40,16 @@ pub enum Effect {
         /// What.
         delivery: Delivery,
     },
+    /// A row of a connected session that was certainly not sent is gone (it expired, or made room): do not send
+    /// it any more. It comes before everything that could bring the row into the window.
+    Withdraw {
+        /// Incarnation that owns the session.
+        owner: Incarnation,
+        /// Which connection.
+        from: SessionRef,
+        /// Which row.
+        seq: QueueSeq,
+    },
     /// Disconnect this connection; nothing of it is accepted any more.
     Kick {
         /// Incarnation that owned the session.
@@ -119,6 +129,9 @@ pub enum Outcome {
     NodeAllocated(NodeId),
     /// The incarnation that this start of a node has; of a repeat, the one it got first.
     NodeStarted(Incarnation),
+    /// A start that does not follow the node's latest life, which is this one: it was late, or the node did not
+    /// know of it yet. Nothing was changed.
+    StartOutdated(Option<Incarnation>),
     /// `NodeLost` that was void (another term, or closed already), or a node that is unknown.
     Void,
 }

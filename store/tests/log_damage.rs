@@ -107,6 +107,22 @@ fn a_killed_log_opens_whole() {
     }
 }
 
+/// A database without the row that says how to read it is not a new one.
+#[test]
+fn a_log_that_lost_the_row_of_its_format_is_refused() {
+    let (dir, _, options) = killed(0, 20, true);
+    drop(open(dir.path(), &options).unwrap());
+    {
+        let db = rocksdb::DB::open_default(dir.path()).unwrap();
+        let mut synced = rocksdb::WriteOptions::default();
+        synced.set_sync(true);
+        // Group 0, kind 0, index 0.
+        db.delete_opt([0_u8; 11], &synced).unwrap();
+    }
+    let refused = open(dir.path(), &options).err().map(|e| e.to_string()).unwrap_or_default();
+    assert!(refused.contains("Format"), "{refused:?}");
+}
+
 /// With the mark of what is synced (the system stayed up), every flipped byte of what was synced is refused.
 #[test]
 fn any_flipped_byte_of_what_was_synced_is_refused_by_name() {

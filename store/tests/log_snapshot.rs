@@ -7,6 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use bytes::Bytes;
+use quorate_store::rows::key::Key;
 use quorate_store::rows::{RocksRows, RowBatch, RowRead, RowStore, RowsOptions};
 use quorate_store::snapshot::{
     Incoming, RowsDir, Snapshot, SnapshotDir, SnapshotError, SnapshotId, SnapshotMeta, SnapshotOptions, manifest,
@@ -21,13 +22,13 @@ fn rows(dir: &Path) -> RocksRows {
 }
 
 fn put(rows: &mut RocksRows, index: u64, count: u64) {
-    let mut batch: Vec<(Box<[u8]>, Option<Bytes>)> = (0..count)
+    let mut batch: Vec<(Key, Option<Bytes>)> = (0..count)
         .map(|i| {
-            let key = format!("row {i:05}").into_bytes().into_boxed_slice();
+            let key = Key::from(format!("row {i:05}").as_bytes());
             (key, Some(Bytes::from(format!("{index} {}", "v".repeat(100)))))
         })
         .collect();
-    batch.push((META_KEY.into(), Some(Bytes::copy_from_slice(&index.to_le_bytes()))));
+    batch.push((Key::from(META_KEY), Some(Bytes::copy_from_slice(&index.to_le_bytes()))));
     rows.write(RowBatch(batch)).unwrap();
 }
 

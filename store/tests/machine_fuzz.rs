@@ -30,8 +30,8 @@ fn position() -> impl Strategy<Value = Position> {
 /// One of the two nodes' first incarnations, or anything.
 fn incarnation() -> impl Strategy<Value = Incarnation> {
     prop_oneof![
-        3 => Just(Incarnation(Position::new(2, 0))),
-        3 => Just(Incarnation(Position::new(4, 0))),
+        3 => Just(Incarnation(Position::new(1, 0))),
+        3 => Just(Incarnation(Position::new(3, 0))),
         1 => position().prop_map(Incarnation),
     ]
 }
@@ -153,9 +153,9 @@ fn command() -> impl Strategy<Value = Command> {
             Command::Close(Close { from, drop_will, expiry_s, sent_until: QueueSeq(until) })
         },
     );
-    let started = (0..6_u64, number()).prop_map(|(node, nonce)| {
+    let started = (0..6_u64, number(), prop::option::of(incarnation())).prop_map(|(node, nonce, replaces)| {
         let (node, nonce) = (NodeId(node), u128::from(nonce));
-        Command::NodeStarted(NodeStarted { node, nonce, wall_ms: u64::MAX, info: NodeInfo::default() })
+        Command::NodeStarted(NodeStarted { node, nonce, replaces, wall_ms: u64::MAX, info: NodeInfo::default() })
     });
     let filters = prop::collection::vec(any_filter(), 0..3);
     prop_oneof![
@@ -230,7 +230,7 @@ proptest! {
 fn a_node_whose_id_was_never_allocated_does_not_start() {
     let mut rig = Rig::with_nodes(2);
     for id in [u64::MAX, 1 << 40, 4] {
-        let started = NodeStarted { node: NodeId(id), nonce: 9, wall_ms: 0, info: NodeInfo::default() };
+        let started = rig.node_started(id, 9);
         assert_eq!(rig.direct(Command::NodeStarted(started)).outcome(), Outcome::Void, "{id}");
     }
     rig.allocate(3);

@@ -125,6 +125,7 @@ fn commands() -> Vec<Command> {
         Command::NodeStarted(NodeStarted {
             node: NodeId(3),
             nonce: u128::MAX - 1,
+            replaces: Some(Incarnation(Position::new(98, 0))),
             wall_ms: 1_700_000_000_000,
             info: info(),
         }),
@@ -215,6 +216,17 @@ fn a_fixture_that_is_damaged_in_one_place_is_refused_or_read_as_something_else()
             }
         }
     }
+}
+
+#[test]
+fn bytes_that_belong_to_no_payload_are_refused() {
+    let command = Command::Publish(publish(None, 1, "t", "payload"));
+    let whole = codec::encode(&Batch { origin: Origin::Direct { nonce: 5 }, commands: vec![command] }).unwrap();
+    let mut longer = whole.to_vec();
+    longer.push(b'!');
+    // The length of the payload area, little endian.
+    longer[6] += 1;
+    assert!(codec::decode::<Batch>(&Bytes::from(longer)).is_err());
 }
 
 /// A history that leaves rows of every kind behind.

@@ -8,7 +8,7 @@ mod model;
 mod testkit;
 
 use model::driver::Driver;
-use model::ops::{Op, ops, ops_over_long_queues};
+use model::ops::{Op, ops, ops_over_long_full_queues, ops_over_long_queues};
 use std::collections::BTreeMap;
 
 use proptest::prelude::*;
@@ -61,6 +61,12 @@ proptest! {
         prop_assert!(verdict.is_ok(), "{}", verdict.unwrap_err());
     }
 
+    #[test]
+    fn with_long_queues_at_their_bound_the_machine_does_what_the_model_says(ops in ops_over_long_full_queues()) {
+        let (_, verdict) = play(&ops, true);
+        prop_assert!(verdict.is_ok(), "{}", verdict.unwrap_err());
+    }
+
     /// Effects for others are not even built; the state must not notice.
     #[test]
     fn what_a_node_wants_to_hear_changes_nothing_but_what_it_hears(ops in ops(120), whom in any::<u8>()) {
@@ -79,14 +85,45 @@ proptest! {
         is_bounded: bool,
     ) {
         let (driver, _) = play(&ops, is_bounded);
-        let log = &driver.rig.log;
-        let (rows, told) = replay(log, &[]);
-        prop_assert!(rows == *driver.rig.machine.store(), "a replica that applies entry by entry differs");
-        let (other_rows, other_told) = replay(log, &cuts);
-        for (index, (one, other)) in told.iter().zip(&other_told).enumerate() {
-            prop_assert_eq!(one, other, "effects of entry {}", index + 1);
+        same_however_it_is_cut(&driver, &cuts)?;
+    }
+
+    #[test]
+    fn what_a_replica_has_read_of_a_long_full_queue_changes_no_row(
+        ops in ops_over_long_full_queues(),
+        cuts in cuts(),
+    ) {
+        let (driver, _) = play(&ops, true);
+        same_however_it_is_cut(&driver, &cuts)?;
+    }
+}
+
+fn same_however_it_is_cut(driver: &Driver, cuts: &[Then]) -> Result<(), TestCaseError> {
+    let log = &driver.rig.log;
+    let (rows, told) = replay(log, &[]);
+    prop_assert!(rows == *driver.rig.machine.store(), "a replica that applies entry by entry differs");
+    let (other_rows, other_told) = replay(log, cuts);
+    for (index, (one, other)) in told.iter().zip(&other_told).enumerate() {
+        prop_assert_eq!(one, other, "effects of entry {}", index + 1);
+    }
+    prop_assert_eq!(differences(&rows, &other_rows), Vec::<String>::new());
+    Ok(())
+}
+
+#[test]
+fn random_histories_of_full_queues_reach_what_they_are_for() {
+    let mut runner = TestRunner::new_with_rng(cases(1), TestRng::deterministic_rng(RngAlgorithm::ChaCha));
+    let mut reached: BTreeMap<&str, u64> = BTreeMap::new();
+    for _ in 0..100 {
+        let history = ops_over_long_full_queues().new_tree(&mut runner).unwrap().current();
+        for (place, times) in play(&history, true).0.reached {
+            *reached.entry(place).or_default() += times;
         }
-        prop_assert_eq!(differences(&rows, &other_rows), Vec::<String>::new());
+    }
+    println!("{reached:#?}");
+    for place in ["queue full", "withdrawn", "resumed with rows to send again", "kick", "incarnation closed"] {
+        let times = reached.get(place).copied().unwrap_or(0);
+        assert!(times >= 20, "{place}: {times} times in 100 histories");
     }
 }
 

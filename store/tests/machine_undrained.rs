@@ -109,7 +109,8 @@ struct Undrained {
 impl Undrained {
     fn new() -> Self {
         let mut this = Self { rig: Rig::new(), model: Model::default(), counter: 0, waited: 0 };
-        for node in 1..=3 {
+        this.start(1);
+        for node in 2..=3 {
             let token = u128::from(node) << 64;
             this.direct(Command::AllocateNode { token, info: Default::default() });
             this.start(node);
@@ -165,7 +166,8 @@ impl Undrained {
     fn start(&mut self, node: u64) {
         self.counter += 1;
         let nonce = u128::from(self.counter);
-        let started = NodeStarted { node: NodeId(node), nonce, wall_ms: 0, info: Default::default() };
+        let replaces = self.model.nodes.get(&NodeId(node)).and_then(|n| n.incarnation);
+        let started = NodeStarted { node: NodeId(node), nonce, replaces, wall_ms: 0, info: Default::default() };
         self.direct(Command::NodeStarted(started));
         let incarnation = self.model.nodes[&NodeId(node)].incarnation.unwrap();
         self.rig.nodes.insert(node, Stream { incarnation, last: 0 });
@@ -198,6 +200,9 @@ impl Undrained {
                 self.stream(node, vec![Command::Close(closing)]);
             }
             Step::Subscribe { client, retained } => {
+                if retained {
+                    self.forget_what_is_owed(client);
+                }
                 let Some((node, session)) = self.connected(client).filter(|(_, s)| s.durable) else { return };
                 let subscribe = subscribe(session.reference(), 1, if retained { "r/+" } else { "live" });
                 self.stream(node, vec![subscribe]);
@@ -222,6 +227,26 @@ impl Undrained {
                 self.direct(Command::Tick);
             }
             Step::Reopen => self.rig.reopen(),
+        }
+    }
+
+    /// A SUBSCRIBE takes the place of what an earlier one of the same filter still owes. How much that is only the
+    /// machine knows: what it has not brought is the last of its topic.
+    fn forget_what_is_owed(&mut self, client: u16) {
+        let Some(id) = self.connected(client).map(|(_, session)| session.id) else { return };
+        let brought = self.by_topic(id);
+        let Some(session) = self.model.sessions.get_mut(&id) else { return };
+        let mut wanted: BTreeMap<String, Vec<u64>> = BTreeMap::new();
+        for (seq, row) in &session.rows {
+            wanted.entry(row.msg.topic.clone()).or_default().push(*seq);
+        }
+        for (topic, seqs) in wanted {
+            let missing = seqs.len() - brought.get(&topic).map_or(0, Vec::len);
+            if missing > 0 {
+                assert_eq!(missing, 1, "one cursor owes a topic once");
+                let row = session.rows.remove(&seqs[seqs.len() - 1]);
+                assert!(row.is_some_and(|row| row.retain == Some(true)), "only retained messages come later");
+            }
         }
     }
 

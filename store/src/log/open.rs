@@ -67,6 +67,9 @@ impl Rows<'_> {
     /// Writes the format into a new database, checks it in an old one.
     fn check_format(&self) -> Result<(), LogError> {
         let Some(found) = self.get(Kind::Format)? else {
+            if self.has_rows()? {
+                return Err(self.damaged("the Format row".to_owned(), "it is gone, and others are there".to_owned()));
+            }
             let key = keys::key(self.group, Kind::Format, 0);
             let mut value = Vec::new();
             keys::value_into(&mut value, &key, &[&keys::FORMAT.to_le_bytes()]);
@@ -80,6 +83,16 @@ impl Rows<'_> {
             return Ok(());
         }
         Err(LogError::Format { dir: self.dir.to_path_buf(), found, known: keys::FORMAT })
+    }
+
+    /// Whether the group has any row.
+    fn has_rows(&self) -> Result<bool, LogError> {
+        let mut rows = self.db.raw_iterator();
+        let group = self.group.to_be_bytes();
+        rows.seek(group);
+        let is_one = rows.key().is_some_and(|key| key.starts_with(&group));
+        rows.status().map_err(LogError::rocks("reading", self.dir))?;
+        Ok(is_one)
     }
 
     /// The body of one of the rows that are no records.

@@ -9,9 +9,10 @@ use crate::command::{Close, Connect, SessionRef};
 use crate::effect::{Connected, Effect, EffectSink, KickReason, Outcome};
 use crate::ids::{Epoch, Incarnation, Position, QueueSeq, SessionId};
 use crate::rows::key::{self, RowKind};
-use crate::rows::value::{ContinuationRow, SessionRow, Value as _, WillRow};
+use crate::rows::value::{SessionRow, Value as _, WillRow};
 use crate::rows::{RowRead as _, RowStore};
 
+use super::continuations::{Continuation, Sweep};
 use super::state::{Deadline, DeadlineKind, Session};
 use super::window::{LOAD_ROWS, Window};
 use super::{Machine, MachineError};
@@ -79,7 +80,7 @@ impl<S: RowStore> Machine<S> {
         self.sessions.set_owner(id, Some(origin));
         if let Some(will) = &connect.will {
             let row = WillRow { due_at: None, will: will.clone() };
-            self.rows.put(key::of_session(RowKind::Will, id).into(), row.to_bytes()?);
+            self.rows.put(key::of_session(RowKind::Will, id), row.to_bytes()?);
             if let Some(session) = self.sessions.get_mut(id) {
                 session.will = Some(None);
             }
@@ -182,7 +183,7 @@ impl<S: RowStore> Machine<S> {
                 // Whichever comes first: its delay or the end of the session [MQTT-3.1.3-9].
                 let due = now.plus_secs(row.will.delay_s.min(expiry_s));
                 row.due_at = Some(due);
-                self.rows.put(key.into(), row.to_bytes()?);
+                self.rows.put(key, row.to_bytes()?);
                 self.deadlines.insert(Deadline { at: due, kind: DeadlineKind::Will, session: id });
                 if let Some(session) = self.sessions.get_mut(id) {
                     session.will = Some(Some(due));
@@ -194,7 +195,7 @@ impl<S: RowStore> Machine<S> {
 
     /// Removes a will row, due at `due` or not yet.
     pub(super) fn forget_will(&mut self, id: SessionId, due: Option<crate::ids::ClusterTime>) {
-        self.rows.delete(key::of_session(RowKind::Will, id).into());
+        self.rows.delete(key::of_session(RowKind::Will, id));
         if let Some(at) = due {
             self.deadlines.remove(&Deadline { at, kind: DeadlineKind::Will, session: id });
         }
@@ -213,10 +214,10 @@ impl<S: RowStore> Machine<S> {
         if let Some(at) = session.row.expires_at {
             self.deadlines.remove(&Deadline { at, kind: DeadlineKind::Expiry, session: id });
         }
-        self.rows.delete(key::of_session(RowKind::Session, id).into());
-        self.rows.delete(key::of_session(RowKind::Counters, id).into());
+        self.rows.delete(key::of_session(RowKind::Session, id));
+        self.rows.delete(key::of_session(RowKind::Counters, id));
         if session.subscriptions > 0 || session.counters.rows > 0 || !session.inbound.is_empty() {
-            self.put_continuation(id.0, ContinuationRow::Sweep { session: id })?;
+            self.put_continuation(id.0, Continuation::Sweep(Sweep::new(id, session.counters.head)))?;
         }
         Ok(())
     }
@@ -224,7 +225,7 @@ impl<S: RowStore> Machine<S> {
     /// Writes the session's row.
     pub(super) fn put_session(&mut self, id: SessionId) -> Result<(), MachineError> {
         if let Some(session) = self.sessions.get(id) {
-            self.rows.put(key::of_session(RowKind::Session, id).into(), session.row.to_bytes()?);
+            self.rows.put(key::of_session(RowKind::Session, id), session.row.to_bytes()?);
         }
         Ok(())
     }
@@ -254,7 +255,8 @@ impl<S: RowStore> Machine<S> {
             if !window.is_short(receive_maximum, next_seq) {
                 return Ok(());
             }
-            let from = window.loaded_until();
+            // Below the head there is nothing but what was deleted.
+            let from = window.loaded_until().max(head);
             let (rows, until) = self.read_queue(id, from, next_seq, LOAD_ROWS)?;
             if let Some(window) = self.sessions.get_mut(id).and_then(|s| s.window.as_mut()) {
                 window.load(rows, until);

@@ -6,24 +6,31 @@
 //! windows) is rebuilt from the rows at start. It never sends anything: effects tell the node what to do.
 //!
 //! Each command touches a bounded number of rows. What is more (a node lost with 100,000 sessions, the rows
-//! of a session that ended) is left to [`timers`], which every later entry advances by a bounded step.
+//! of a session that ended) is left to [`timers`] and [`continuations`], which every later entry advances by a
+//! bounded step.
 //!
 //! | file | what it applies |
 //! |---|---|
 //! | [`connect`] | CONNECT, the end of a connection, the end of a session |
 //! | [`publish`] | PUBLISH, inbound QoS 2, wills |
-//! | [`queue`] | rows of a session's queue: append, settle, make room |
+//! | [`queue`] | rows of a session's queue: append, settle |
+//! | [`references`] | how many queue rows point to a message |
+//! | [`room`] | room in a queue that is at its byte bound |
 //! | [`subscribe`] | SUBSCRIBE, UNSUBSCRIBE |
 //! | [`retained`] | retained messages for a new subscription |
 //! | [`nodes`] | incarnations, node ids, proposal streams |
-//! | [`timers`] | deadlines and continuations |
+//! | [`timers`] | deadlines |
+//! | [`continuations`] | what one entry began and later ones go on with |
 
 mod connect;
+mod continuations;
 mod nodes;
 mod open;
 mod publish;
 mod queue;
+mod references;
 mod retained;
+mod room;
 mod state;
 mod subscribe;
 mod timers;
@@ -31,7 +38,6 @@ mod trie;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::ControlFlow;
 
 use bytes::Bytes;
 use thiserror::Error;
@@ -39,14 +45,16 @@ use thiserror::Error;
 use crate::codec::CodecError;
 use crate::command::{Batch, Command, NodeInfo, Origin, QueueFullPolicy, SessionRef, Setting};
 use crate::effect::{Delivery, Effect, EffectSink, Outcome, SessionSummary};
-use crate::ids::{BatchSeq, ClusterTime, Incarnation, NodeId, Position, QoS, SessionId};
+use crate::ids::{BatchSeq, ClusterTime, Incarnation, NodeId, Position, QoS, QueueSeq, SessionId};
 use crate::message::SharedMessage;
 use crate::rows::key::{self, MetaName, RowKind};
 use crate::rows::overlay::Overlay;
-use crate::rows::value::{AppliedRow, ContinuationRow, NodeRow, NumberRow, SettingRow, Value};
-use crate::rows::{RowRead, RowStore, RowsError};
+use crate::rows::value::{AppliedRow, NodeRow, NumberRow, SettingRow, Value, shared_identifiers};
+use crate::rows::{RowStore, RowsError, digest};
 use crate::topic::TopicName;
-use state::{Deadline, Sessions};
+use continuations::Continuations;
+use references::References;
+use state::{Deadline, RetainedExpiry, Session, Sessions};
 use trie::Trie;
 
 /// Why apply cannot go on. The process ends: a replica that cannot apply must not guess.
@@ -158,9 +166,9 @@ pub struct Machine<S> {
     sessions: Sessions,
     trie: Trie,
     deadlines: BTreeSet<Deadline>,
-    continuations: BTreeMap<Position, ContinuationRow>,
-    /// Retained messages that expire, by time.
-    retained_expiry: BTreeSet<(ClusterTime, TopicName)>,
+    continuations: Continuations,
+    retained_expiry: RetainedExpiry,
+    references: References,
     /// Retained messages that the current entry's SUBSCRIBEs may still look at.
     retained_budget: usize,
     /// Next number for what apply itself publishes in the current entry.
@@ -168,7 +176,15 @@ pub struct Machine<S> {
     /// Deliveries and kicks of the current batch: they follow its outcomes, so that a connection hears
     /// CONNACK before its first message.
     pending: Vec<Effect>,
+    /// Rows that came and went in the current batch: their deliveries are not passed on.
+    withdrawn: BTreeSet<(SessionId, QueueSeq)>,
 }
+
+/// Commands of one batch that are applied; what is beyond is answered as void. A proposer cuts batches of some dozens.
+const COMMANDS_MAX: usize = 1 << 18;
+/// Numbers of one entry that may be given away freely: the rest is kept for wills, which cannot be refused. A command
+/// sets off one will at most, and a step of the timers no more than it has rows.
+const NUMBERS_MAX: usize = Position::NUMBER_MAX as usize - COMMANDS_MAX - timers::STEP_ROWS;
 
 impl<S: RowStore> Machine<S> {
     /// Applies one entry. Nothing is visible to readers before [`Self::commit_run`].
@@ -182,7 +198,7 @@ impl<S: RowStore> Machine<S> {
         effects: &mut dyn EffectSink,
     ) -> Result<(), MachineError> {
         self.advance_to(entry)?;
-        self.next_number = u32::try_from(batch.commands.len()).unwrap_or(u32::MAX);
+        self.next_number = u32::try_from(batch.commands.len().min(COMMANDS_MAX)).unwrap_or(u32::MAX);
         self.retained_budget = timers::STEP_ROWS;
         match batch.origin {
             Origin::Stream { node, incarnation, seq } => {
@@ -200,8 +216,17 @@ impl<S: RowStore> Machine<S> {
         }
         self.advance_timers(effects)?;
         for effect in self.pending.drain(..) {
-            effects.push(effect);
+            let is_withdrawn = match &effect {
+                Effect::Deliver { delivery: Delivery { to, seq: Some(seq), .. }, .. } => {
+                    !self.withdrawn.is_empty() && self.withdrawn.contains(&(to.session, *seq))
+                }
+                _ => false,
+            };
+            if !is_withdrawn {
+                effects.push(effect);
+            }
         }
+        self.withdrawn.clear();
         Ok(())
     }
 
@@ -214,7 +239,7 @@ impl<S: RowStore> Machine<S> {
         self.advance_to(entry)?;
         if let Some(bytes) = raft_state {
             let bytes = Bytes::copy_from_slice(bytes);
-            self.rows.put(key::meta(MetaName::Raft).into(), bytes.clone());
+            self.rows.put(key::meta(MetaName::Raft), bytes.clone());
             self.raft_state = Some(bytes);
         }
         Ok(())
@@ -229,14 +254,15 @@ impl<S: RowStore> Machine<S> {
             if let Some(session) = self.sessions.get_mut(id) {
                 session.counters_dirty = false;
                 let value = session.counters.to_bytes()?;
-                self.rows.put(key::of_session(RowKind::Counters, id).into(), value);
+                self.rows.put(key::of_session(RowKind::Counters, id), value);
             }
         }
         for (incarnation, stream) in self.streams.iter_mut().filter(|(_, s)| s.dirty) {
             stream.dirty = false;
-            self.rows.put(key::dedup(*incarnation).into(), NumberRow(stream.last.0).to_bytes()?);
+            self.rows.put(key::dedup(*incarnation), NumberRow(stream.last.0).to_bytes()?);
         }
-        self.rows.put(key::meta(MetaName::Applied).into(), self.applied.to_bytes()?);
+        self.references.write(&mut self.rows)?;
+        self.rows.put(key::meta(MetaName::Applied), self.applied.to_bytes()?);
         Ok(self.rows.commit()?)
     }
 
@@ -261,6 +287,10 @@ impl<S: RowStore> Machine<S> {
     ) -> Result<Vec<Outcome>, MachineError> {
         let mut outcomes = Vec::with_capacity(commands.len());
         for (number, command) in commands.iter().enumerate() {
+            if number >= COMMANDS_MAX {
+                outcomes.push(Outcome::Void);
+                continue;
+            }
             let position = Position::new(entry.index, u32::try_from(number).unwrap_or(u32::MAX));
             let outcome = match origin {
                 Some(incarnation) => self.command(incarnation, position, command, effects)?,
@@ -349,7 +379,7 @@ impl<S: RowStore> Machine<S> {
             Setting::QueueFullPolicy(_) => 2,
             Setting::SessionExpiryMax(_) => 3,
         };
-        self.rows.put(key::setting(ordinal).into(), SettingRow(setting).to_bytes()?);
+        self.rows.put(key::setting(ordinal), SettingRow(setting).to_bytes()?);
         Ok(Outcome::Done)
     }
 
@@ -358,11 +388,25 @@ impl<S: RowStore> Machine<S> {
         owner.filter(|incarnation| self.streams.contains_key(incarnation))
     }
 
-    /// A position of this entry for something that apply itself makes.
+    /// Whether a session has not ended: not by its expiry, and not with a connection to a node that was lost and
+    /// from which it is not detached yet.
+    fn lives(&self, session: &Session) -> bool {
+        let ends_with_its_connection = session.row.expiry_s == 0;
+        session.is_live(self.applied.time)
+            && (!ends_with_its_connection || self.open_owner(session.row.owner).is_some())
+    }
+
+    /// A position of this entry for something that apply itself makes. Whoever can do without asks
+    /// [`Self::numbers_left`] first.
     fn own_position(&mut self) -> Position {
-        let position = Position::new(self.applied.index, self.next_number);
-        self.next_number += 1;
+        let position = Position::new(self.applied.index, self.next_number.min(Position::NUMBER_MAX));
+        self.next_number = self.next_number.saturating_add(1);
         position
+    }
+
+    /// How many positions this entry still has for what is not owed in it.
+    fn numbers_left(&self) -> usize {
+        NUMBERS_MAX.saturating_sub(self.next_number as usize)
     }
 
     /// Where in the log the machine is, and cluster time.
@@ -425,7 +469,7 @@ impl<S: RowStore> Machine<S> {
                 seq: None,
                 qos: QoS::AtMostOnce,
                 retain: false,
-                identifiers: found.identifiers.into(),
+                identifiers: shared_identifiers(found.identifiers.into_iter()),
                 message: message.clone(),
             };
             deliver(owner, delivery);
@@ -437,22 +481,6 @@ impl<S: RowStore> Machine<S> {
     /// # Errors
     /// [`MachineError`] when the rows cannot be read.
     pub fn digest(&self) -> Result<u64, MachineError> {
-        digest(self.rows.store())
+        Ok(digest(self.rows.store())?)
     }
-}
-
-/// Hash of all rows of `store`.
-///
-/// # Errors
-/// [`MachineError`] when they cannot be read.
-pub fn digest(store: &impl RowRead) -> Result<u64, MachineError> {
-    let mut hash = xxhash_rust::xxh3::Xxh3::new();
-    store.scan(&[], &[0xff; 4], &mut |key, value| {
-        for part in [key, value] {
-            hash.update(&(part.len() as u64).to_le_bytes());
-            hash.update(part);
-        }
-        ControlFlow::Continue(())
-    })?;
-    Ok(hash.digest())
 }

@@ -43,6 +43,9 @@ impl<S: RowStore> Machine<S> {
             if let (true, Some(incarnation)) = (row.nonce == started.nonce, row.incarnation) {
                 return Ok(Outcome::NodeStarted(incarnation));
             }
+            if row.incarnation != started.replaces {
+                return Ok(Outcome::StartOutdated(row.incarnation));
+            }
         } else if !self.nodes.is_empty() || started.node.0 != self.next_node {
             // Removed (its id never comes back), or never allocated. Only the first of all starts unasked.
             return Ok(Outcome::Void);
@@ -88,6 +91,10 @@ impl<S: RowStore> Machine<S> {
         if let Some((node, _)) = self.nodes.iter().find(|(_, row)| row.token == token && token != 0) {
             return Ok(Outcome::NodeAllocated(*node));
         }
+        if self.nodes.is_empty() {
+            // The first node starts unasked under the first id, which nobody else may get: ask again when it has.
+            return Ok(Outcome::Void);
+        }
         let node = NodeId(self.next_node);
         let row = NodeRow { info: info.clone(), token, nonce: 0, incarnation: None, is_up: false, wall_ms: 0 };
         self.put_node(node, row)?;
@@ -101,7 +108,7 @@ impl<S: RowStore> Machine<S> {
             self.close_incarnation(incarnation, node, fx)?;
         }
         self.nodes.remove(&node);
-        self.rows.delete(key::node(node).into());
+        self.rows.delete(key::node(node));
         Ok(Outcome::Done)
     }
 
@@ -114,7 +121,7 @@ impl<S: RowStore> Machine<S> {
         fx: &mut dyn EffectSink,
     ) -> Result<(), MachineError> {
         self.streams.remove(&incarnation);
-        self.rows.delete(key::dedup(incarnation).into());
+        self.rows.delete(key::dedup(incarnation));
         if let Some(mut row) = self.nodes.get(&node).cloned() {
             row.is_up = false;
             self.put_node(node, row)?;
@@ -126,14 +133,14 @@ impl<S: RowStore> Machine<S> {
     }
 
     fn put_node(&mut self, node: NodeId, row: NodeRow) -> Result<(), MachineError> {
-        self.rows.put(key::node(node).into(), row.to_bytes()?);
+        self.rows.put(key::node(node), row.to_bytes()?);
         self.nodes.insert(node, row);
         Ok(())
     }
 
     fn set_next_node(&mut self, next: u64) -> Result<(), MachineError> {
         self.next_node = next;
-        self.rows.put(key::meta(MetaName::NextNode).into(), NumberRow(next).to_bytes()?);
+        self.rows.put(key::meta(MetaName::NextNode), NumberRow(next).to_bytes()?);
         Ok(())
     }
 }

@@ -10,13 +10,15 @@ use crate::message::Message;
 use crate::rows::key::{self, Key, MetaName, RowKind};
 use crate::rows::overlay::Overlay;
 use crate::rows::value::{
-    AppliedRow, ContinuationRow, CountersRow, FORMAT_VERSION, NodeRow, NumberRow, SessionRow, SettingRow,
-    SubscriptionRow, Value, WillRow,
+    AppliedRow, CountersRow, FORMAT_VERSION, NodeRow, NumberRow, SessionRow, SettingRow, SubscriptionRow, Value,
+    WillRow,
 };
 use crate::rows::{RowRead, RowStore, RowsError};
 use crate::topic::TopicFilter;
 
-use super::state::{Deadline, DeadlineKind, Session, Sessions};
+use super::continuations::Continuations;
+use super::references::References;
+use super::state::{Deadline, DeadlineKind, RetainedExpiry, Session, Sessions};
 use super::trie::Trie;
 use super::{Machine, MachineError, Settings, Stream};
 
@@ -45,11 +47,13 @@ impl<S: RowStore> Machine<S> {
             sessions: Sessions::default(),
             trie: Trie::default(),
             deadlines: BTreeSet::new(),
-            continuations: BTreeMap::new(),
-            retained_expiry: BTreeSet::new(),
+            continuations: Continuations::default(),
+            retained_expiry: RetainedExpiry::default(),
+            references: References::default(),
             retained_budget: 0,
             next_number: 0,
             pending: Vec::new(),
+            withdrawn: BTreeSet::new(),
         };
         machine.load_meta()?;
         machine.load_nodes()?;
@@ -148,28 +152,11 @@ impl<S: RowStore> Machine<S> {
         Ok(())
     }
 
-    fn load_continuations(&mut self) -> Result<(), MachineError> {
-        let mut continuations = BTreeMap::new();
-        self.each(RowKind::Continuation, |k, row: ContinuationRow| {
-            continuations.insert(Position::from_u64(key::rest_u64(k, 0)?), row);
-            Some(())
-        })?;
-        for (at, row) in &continuations {
-            if let ContinuationRow::Retained { session, .. } = row
-                && let Some(session) = self.sessions.get_mut(*session)
-            {
-                session.cursors.push(*at);
-            }
-        }
-        self.continuations = continuations;
-        Ok(())
-    }
-
     fn load_retained(&mut self) -> Result<(), MachineError> {
-        let mut expiry = BTreeSet::new();
+        let mut expiry = RetainedExpiry::default();
         self.each(RowKind::Retained, |_, message: Message| {
             if let Some(at) = message.expires_at {
-                expiry.insert((at, message.topic));
+                expiry.note(message.topic, at);
             }
             Some(())
         })?;
@@ -177,13 +164,17 @@ impl<S: RowStore> Machine<S> {
         Ok(())
     }
 
-    fn row<T: Value>(&self, key: &Key) -> Result<Option<T>, MachineError> {
+    pub(super) fn row<T: Value>(&self, key: &Key) -> Result<Option<T>, MachineError> {
         let bytes = self.rows.get(key.as_bytes())?;
         Ok(bytes.map(|bytes| T::read(key.as_bytes(), &bytes)).transpose()?)
     }
 
     /// Calls `f` with every row of `kind`; `None` from it means that the key is damaged.
-    fn each<T: Value>(&self, kind: RowKind, mut f: impl FnMut(&[u8], T) -> Option<()>) -> Result<(), MachineError> {
+    pub(super) fn each<T: Value>(
+        &self,
+        kind: RowKind,
+        mut f: impl FnMut(&[u8], T) -> Option<()>,
+    ) -> Result<(), MachineError> {
         let prefix = Key::kind(kind);
         let mut failed = None;
         self.rows.scan(prefix.as_bytes(), &prefix.end(), &mut |k, v| {

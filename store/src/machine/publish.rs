@@ -1,15 +1,17 @@
 //! PUBLISH, the inbound half of QoS 2, and wills.
 
-use crate::codec::Payload;
+use std::collections::BTreeSet;
+use std::sync::Arc;
+
 use crate::command::{Publish, QueueFullPolicy};
 use crate::effect::{EffectSink, Outcome};
 use crate::ids::{ClusterTime, PacketId, Position, QoS, SessionId};
 use crate::message::Message;
 use crate::rows::key::{self, RowKind};
-use crate::rows::value::{NumberRow, Value as _, WillRow};
+use crate::rows::value::{NumberRow, Value as _, WillRow, shared_identifiers};
 use crate::rows::{RowRead as _, RowStore};
 
-use super::queue::{Addressed, Outgoing};
+use super::queue::{Addressed, Outgoing, Reserved};
 use super::{Machine, MachineError};
 
 /// Whether a message can be refused for want of room.
@@ -54,7 +56,7 @@ impl<S: RowStore> Machine<S> {
         };
         if let Some((id, packet_id)) = inbound {
             // The message and the identifier are one commit: before PUBREC, both or neither.
-            self.rows.put(key::inbound(id, packet_id).into(), NumberRow(position.as_u64()).to_bytes()?);
+            self.rows.put(key::inbound(id, packet_id), NumberRow(position.as_u64()).to_bytes()?);
             if let Some(session) = self.sessions.get_mut(id) {
                 session.inbound.insert(packet_id);
             }
@@ -66,7 +68,7 @@ impl<S: RowStore> Machine<S> {
     pub(super) fn release(&mut self, id: SessionId, packet_id: PacketId) -> Result<Outcome, MachineError> {
         let known = self.sessions.get_mut(id).is_some_and(|s| s.inbound.remove(&packet_id));
         if known {
-            self.rows.delete(key::inbound(id, packet_id).into());
+            self.rows.delete(key::inbound(id, packet_id));
         }
         Ok(Outcome::Released { known })
     }
@@ -106,82 +108,97 @@ impl<S: RowStore> Machine<S> {
         refusal: Refusal,
         fx: &mut dyn EffectSink,
     ) -> Result<Option<bool>, MachineError> {
-        let outgoing = Outgoing::new(message)?;
-        let message = outgoing.message.clone();
-        let found = self.trie.matches(&message.topic, publisher);
+        let message = Arc::new(message);
         let mut matched = false;
         let mut queued = Vec::new();
         let mut direct = Vec::new();
-        for found in found {
-            let now = self.applied.time;
-            let id = found.session;
-            // First: a session that ended with its lost connection is nobody's recipient and refuses nothing.
-            self.detach_orphan(id)?;
-            let Some(session) = self.sessions.get(id).filter(|s| s.is_live(now)) else { continue };
+        for found in self.trie.matches(&message.topic, publisher) {
+            let Some(session) = self.sessions.get(found.session).filter(|s| self.lives(s)) else { continue };
             matched = true;
             let to = Addressed {
-                session: id,
+                session: found.session,
                 qos: found.qos.min(message.qos),
                 retain: found.retain_as_published && message.retain,
-                identifiers: found.identifiers.into(),
+                identifiers: shared_identifiers(found.identifiers.into_iter()),
             };
             if session.row.durable && to.qos > QoS::AtMostOnce {
                 queued.push(to);
-            } else if session.row.owner.is_some() {
+            } else if self.open_owner(session.row.owner).is_some() {
                 direct.push(to);
             }
         }
+        // Encoded only when a row needs it: most messages on most replicas go nowhere.
+        let is_kept = !queued.is_empty() || message.retain;
+        let outgoing = is_kept.then(|| Outgoing::new(message.clone())).transpose()?;
+        let charge = outgoing.as_ref().map_or(0, Outgoing::charge);
         let drop_oldest = self.settings.queue_full_policy == QueueFullPolicy::DropOldest;
-        let mut full = Vec::new();
+        let mut full = BTreeSet::new();
         for to in &queued {
-            if !self.make_room(to.session, outgoing.charge(), drop_oldest)? {
+            if !self.make_room(to.session, charge.into(), fx)? {
                 if refusal == Refusal::Possible && !drop_oldest {
                     return Ok(None);
                 }
-                full.push(to.session);
+                full.insert(to.session);
             }
+        }
+        for id in &full {
+            self.count_dropped(*id, 1);
         }
         if !full.is_empty() {
-            for id in &full {
-                if let Some(counters) = self.sessions.counters_mut(*id) {
-                    counters.dropped += 1;
-                }
-            }
             queued.retain(|to| !full.contains(&to.session));
         }
-        let recipients: Vec<_> = queued.iter().chain(&direct).map(|to| to.session).collect();
-        self.bring_retained_first(&recipients, &message, fx)?;
-        if message.retain {
-            self.retain(&message, &outgoing.row)?;
+        self.bring_retained_first(&direct, Reserved { queued: &queued, charge }, &message, fx)?;
+        if let Some(outgoing) = &outgoing {
+            if message.retain {
+                self.retain(&message, &outgoing.row);
+            }
+            self.enqueue(outgoing, &queued, fx)?;
         }
-        self.enqueue(&outgoing, &queued, fx)?;
         for to in &direct {
             self.deliver(to, None, &message, fx);
         }
         Ok(Some(matched))
     }
 
-    /// A copy of a retained message for one session; it gets a position of its own, because the original
-    /// may be settled and gone.
+    /// One copy of a retained message for all of `recipients`, who stand in order of session. It gets a position of
+    /// its own, because the original may be settled and gone.
     pub(super) fn copy_for(
         &mut self,
         retained: Message,
-        to: &Addressed,
+        recipients: Vec<Addressed>,
+        reserved: Reserved<'_>,
         fx: &mut dyn EffectSink,
     ) -> Result<(), MachineError> {
-        let Some(session) = self.sessions.get(to.session) else { return Ok(()) };
-        let durable = session.row.durable;
-        let copy = Message { position: self.own_position(), payload: Payload(retained.payload.0.clone()), ..retained };
-        let outgoing = Outgoing::new(copy)?;
-        if durable && to.qos > QoS::AtMostOnce {
-            let drop_oldest = self.settings.queue_full_policy == QueueFullPolicy::DropOldest;
-            if self.make_room(to.session, outgoing.charge(), drop_oldest)? {
-                self.enqueue(&outgoing, std::slice::from_ref(to), fx)?;
-            } else if let Some(counters) = self.sessions.counters_mut(to.session) {
-                counters.dropped += 1;
+        let (queued, direct): (Vec<_>, Vec<_>) = recipients
+            .into_iter()
+            .filter(|to| self.sessions.get(to.session).is_some_and(|s| self.lives(s)))
+            .partition(|to| to.qos > QoS::AtMostOnce && self.sessions.get(to.session).is_some_and(|s| s.row.durable));
+        if self.numbers_left() == 0 {
+            for to in &queued {
+                self.count_dropped(to.session, 1);
             }
-        } else {
-            self.deliver(to, None, &outgoing.message, fx);
+            return Ok(());
+        }
+        let message = Arc::new(Message { position: self.own_position(), ..retained });
+        if !queued.is_empty() {
+            let outgoing = Outgoing::new(message.clone())?;
+            let mut kept: Vec<Addressed> = Vec::with_capacity(queued.len());
+            let mut bytes = 0;
+            for to in queued {
+                if kept.last().is_none_or(|last| last.session != to.session) {
+                    bytes = reserved.of(to.session);
+                }
+                if self.make_room(to.session, bytes + u64::from(outgoing.charge()), fx)? {
+                    bytes += u64::from(outgoing.charge());
+                    kept.push(to);
+                } else {
+                    self.count_dropped(to.session, 1);
+                }
+            }
+            self.enqueue(&outgoing, &kept, fx)?;
+        }
+        for to in &direct {
+            self.deliver(to, None, &message, fx);
         }
         Ok(())
     }

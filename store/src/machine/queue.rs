@@ -1,8 +1,8 @@
-//! A session's queue: rows are appended, settled, and make room for others.
+//! A session's queue: rows are appended and settled.
 //!
 //! A row leaves the queue at PUBACK, PUBCOMP or a negative PUBREC, or with its session. A row that may have
 //! been sent (below `sent_until`, or in the window) leaves in no other way, else its packet identifier would
-//! come back while the client still holds it.
+//! come back while the client still holds it. What may go to make room is for [`super::room`] to say.
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
@@ -11,11 +11,11 @@ use bytes::Bytes;
 
 use crate::command::{Ack, AckKind, SessionRef, Settle};
 use crate::effect::{Delivery, Effect, EffectSink, Outcome};
-use crate::ids::{Position, QoS, QueueSeq, SessionId};
-use crate::message::{Message, SharedMessage};
+use crate::ids::{Epoch, Incarnation, Position, QoS, QueueSeq, SessionId};
+use crate::message::SharedMessage;
 use crate::rows::key::{self, RowKind};
-use crate::rows::value::{NumberRow, QueueRow, Value as _};
-use crate::rows::{RowRead as _, RowStore, RowsError};
+use crate::rows::value::{QueueRow, Value as _};
+use crate::rows::{RowRead as _, RowStore};
 
 use super::window::WindowRow;
 use super::{Machine, MachineError};
@@ -23,9 +23,6 @@ use super::{Machine, MachineError};
 /// Bytes charged for a queue row beside its message's row. With it the formula is version 1: changing it
 /// changes outcomes, so it takes a new format version.
 const ROW_CHARGE: u32 = 64;
-/// Rows looked at to make room for one message.
-const ROOM_ROWS: usize = 256;
-
 /// A message on its way into queues, its row encoded once.
 pub(super) struct Outgoing {
     pub(super) message: SharedMessage,
@@ -33,9 +30,9 @@ pub(super) struct Outgoing {
 }
 
 impl Outgoing {
-    pub(super) fn new(message: Message) -> Result<Self, MachineError> {
+    pub(super) fn new(message: SharedMessage) -> Result<Self, MachineError> {
         let row = message.to_bytes()?;
-        Ok(Self { message: Arc::new(message), row })
+        Ok(Self { message, row })
     }
 
     pub(super) fn charge(&self) -> u32 {
@@ -51,6 +48,26 @@ pub(super) struct Addressed {
     pub(super) identifiers: Arc<[u32]>,
 }
 
+/// Room that is found already, for a message that is about to be queued.
+#[derive(Clone, Copy)]
+pub(super) struct Reserved<'a> {
+    /// For whom, in order of session.
+    pub(super) queued: &'a [Addressed],
+    /// How much for each.
+    pub(super) charge: u32,
+}
+
+impl Reserved<'_> {
+    /// Nothing is.
+    pub(super) const NONE: Self = Reserved { queued: &[], charge: 0 };
+
+    /// Bytes in the queue of `session`.
+    pub(super) fn of(&self, session: SessionId) -> u64 {
+        let has_some = self.queued.binary_search_by_key(&session, |to| to.session).is_ok();
+        if has_some { self.charge.into() } else { 0 }
+    }
+}
+
 impl<S: RowStore> Machine<S> {
     /// Writes the message's row and one queue row for each recipient, which must have room.
     pub(super) fn enqueue(
@@ -63,10 +80,9 @@ impl<S: RowStore> Machine<S> {
             return Ok(());
         }
         let position = outgoing.message.position;
-        self.rows.put_new(key::of_position(RowKind::Message, position).into(), outgoing.row.clone());
+        self.rows.put_new(key::of_position(RowKind::Message, position), outgoing.row.clone());
         if recipients.len() > 1 {
-            let references = NumberRow(recipients.len() as u64).to_bytes()?;
-            self.rows.put_new(key::of_position(RowKind::References, position).into(), references);
+            self.references.begin(position, recipients.len());
         }
         for to in recipients {
             let row = QueueRow {
@@ -76,20 +92,22 @@ impl<S: RowStore> Machine<S> {
                 is_shared: recipients.len() > 1,
                 position,
                 charge: outgoing.charge(),
+                expires_at: outgoing.message.expires_at,
                 identifiers: to.identifiers.clone(),
             };
-            let Some(counters) = self.sessions.counters_mut(to.session) else { continue };
+            let Some(session) = self.sessions.with_counters_mut(to.session) else { continue };
+            let counters = &mut session.counters;
             let seq = counters.next_seq;
             counters.next_seq = seq.next();
             counters.rows += 1;
             counters.bytes += u64::from(row.charge);
-            self.rows.put_new(key::queue(to.session, seq).into(), row.to_bytes()?);
-            if let Some(session) = self.sessions.get_mut(to.session)
-                && let Some(window) = &mut session.window
-            {
+            counters.expiring += u64::from(row.expires_at.is_some());
+            if let Some(window) = &mut session.window {
                 window.append(WindowRow::of(seq, &row), session.row.receive_maximum);
             }
-            self.deliver(to, Some(seq), &outgoing.message, fx);
+            let (owner, epoch) = (session.row.owner, session.row.epoch);
+            self.rows.put_new(key::queue(to.session, seq), row.to_bytes()?);
+            self.deliver_to(owner, epoch, to, Some(seq), &outgoing.message, fx);
         }
         Ok(())
     }
@@ -102,10 +120,23 @@ impl<S: RowStore> Machine<S> {
         message: &SharedMessage,
         fx: &mut dyn EffectSink,
     ) {
-        let Some(session) = self.sessions.get(to.session) else { return };
-        let Some(owner) = self.open_owner(session.row.owner).filter(|owner| fx.wants(*owner)) else { return };
+        if let Some(session) = self.sessions.get(to.session) {
+            self.deliver_to(session.row.owner, session.row.epoch, to, seq, message, fx);
+        }
+    }
+
+    fn deliver_to(
+        &mut self,
+        owner: Option<Incarnation>,
+        epoch: Epoch,
+        to: &Addressed,
+        seq: Option<QueueSeq>,
+        message: &SharedMessage,
+        fx: &mut dyn EffectSink,
+    ) {
+        let Some(owner) = self.open_owner(owner).filter(|owner| fx.wants(*owner)) else { return };
         let delivery = Delivery {
-            to: SessionRef { session: to.session, epoch: session.row.epoch },
+            to: SessionRef { session: to.session, epoch },
             seq,
             qos: to.qos,
             retain: to.retain,
@@ -129,7 +160,7 @@ impl<S: RowStore> Machine<S> {
             (AckKind::Puback, QoS::AtLeastOnce, _)
             | (AckKind::PubrecRefused, QoS::ExactlyOnce, false)
             | (AckKind::Pubcomp, QoS::ExactlyOnce, true) => self.remove_queued(id, &row),
-            (AckKind::Pubrec, QoS::ExactlyOnce, false) => self.mark_released(id, ack.seq),
+            (AckKind::Pubrec, QoS::ExactlyOnce, false) => self.mark_released(id, &row),
             // Repeats, and answers that do not fit the row: the session machine has dealt with the client.
             _ => Ok(()),
         }
@@ -147,24 +178,27 @@ impl<S: RowStore> Machine<S> {
         }
         let key = key::queue(id, seq);
         let row = self.rows.get(key.as_bytes())?;
-        row.map(|bytes| Ok(WindowRow::of(seq, &QueueRow::read(key.as_bytes(), &bytes)?))).transpose()
+        row.map(|bytes| Ok(WindowRow::read(key.as_bytes(), &bytes)?)).transpose()
     }
 
-    fn mark_released(&mut self, id: SessionId, seq: QueueSeq) -> Result<(), MachineError> {
-        let key = key::queue(id, seq);
-        if let Some(bytes) = self.rows.get(key.as_bytes())? {
-            let mut row = QueueRow::read(key.as_bytes(), &bytes)?;
-            row.released = true;
-            self.rows.put(key.into(), row.to_bytes()?);
+    fn mark_released(&mut self, id: SessionId, row: &WindowRow) -> Result<(), MachineError> {
+        let key = key::queue(id, row.seq);
+        let released = match row.unidentified() {
+            Some(row) => Some(QueueRow { released: true, ..row }.to_bytes()?),
+            // Its identifiers are in the row only.
+            None => self.rows.get(key.as_bytes())?.map(|bytes| QueueRow::released(&bytes)),
+        };
+        if let Some(released) = released {
+            self.rows.put(key, released);
         }
         if let Some(window) = self.sessions.get_mut(id).and_then(|s| s.window.as_mut()) {
-            window.set_released(seq);
+            window.set_released(row.seq);
         }
         Ok(())
     }
 
-    fn remove_queued(&mut self, id: SessionId, row: &WindowRow) -> Result<(), MachineError> {
-        self.rows.delete(key::queue(id, row.seq).into());
+    pub(super) fn remove_queued(&mut self, id: SessionId, row: &WindowRow) -> Result<(), MachineError> {
+        self.rows.delete(key::queue(id, row.seq));
         self.release_message(row.position, row.is_shared)?;
         if let Some(window) = self.sessions.get_mut(id).and_then(|s| s.window.as_mut()) {
             window.remove(row.seq);
@@ -172,6 +206,7 @@ impl<S: RowStore> Machine<S> {
         if let Some(counters) = self.sessions.counters_mut(id) {
             counters.rows = counters.rows.saturating_sub(1);
             counters.bytes = counters.bytes.saturating_sub(u64::from(row.charge));
+            counters.expiring = counters.expiring.saturating_sub(u64::from(row.expires_at.is_some()));
             if counters.rows == 0 {
                 counters.head = counters.next_seq;
             } else if counters.head == row.seq {
@@ -198,59 +233,10 @@ impl<S: RowStore> Machine<S> {
 
     /// One queue row less points to the message; the last takes it along.
     pub(super) fn release_message(&mut self, position: Position, is_shared: bool) -> Result<(), MachineError> {
-        if is_shared {
-            let key = key::of_position(RowKind::References, position);
-            if let Some(bytes) = self.rows.get(key.as_bytes())? {
-                let NumberRow(references) = NumberRow::read(key.as_bytes(), &bytes)?;
-                if references > 1 {
-                    self.rows.put(key.into(), NumberRow(references - 1).to_bytes()?);
-                    return Ok(());
-                }
-                self.rows.delete(key.into());
-            }
+        if !is_shared || self.references.release(position, &mut self.rows)? {
+            self.rows.delete(key::of_position(RowKind::Message, position));
         }
-        self.rows.delete(key::of_position(RowKind::Message, position).into());
         Ok(())
-    }
-
-    /// Whether the session has room for `charge` bytes, after expired messages that were certainly not sent
-    /// have gone, and with `drop_oldest` after others have, too.
-    pub(super) fn make_room(&mut self, id: SessionId, charge: u32, drop_oldest: bool) -> Result<bool, MachineError> {
-        let bytes_max = self.settings.queue_bytes_max;
-        let has_room = |machine: &Self| {
-            machine.sessions.get(id).is_some_and(|s| s.counters.bytes + u64::from(charge) <= bytes_max)
-        };
-        if has_room(self) {
-            return Ok(true);
-        }
-        let Some(session) = self.sessions.get(id) else { return Ok(false) };
-        let connected = session.row.owner.is_some();
-        let mut from = session.row.sent_until;
-        let until = session.counters.next_seq;
-        if connected {
-            from = from.max(self.window_end(id)?);
-        }
-        let (rows, _) = self.read_queue(id, from, until, ROOM_ROWS)?;
-        for row in rows {
-            let expired = self.is_expired(row.position)?;
-            if expired || drop_oldest {
-                self.remove_queued(id, &row)?;
-                if let Some(counters) = self.sessions.counters_mut(id).filter(|_| !expired) {
-                    counters.dropped += 1;
-                }
-            }
-            if has_room(self) {
-                return Ok(true);
-            }
-        }
-        Ok(false)
-    }
-
-    fn is_expired(&self, position: Position) -> Result<bool, MachineError> {
-        let key = key::of_position(RowKind::Message, position);
-        let Some(bytes) = self.rows.get(key.as_bytes())? else { return Ok(true) };
-        let message = Message::read(key.as_bytes(), &bytes)?;
-        Ok(message.expires_at.is_some_and(|at| at <= self.applied.time))
     }
 
     /// Up to `most` rows of `from <= seq < until`, and the first sequence number not looked at.
@@ -262,23 +248,35 @@ impl<S: RowStore> Machine<S> {
         most: usize,
     ) -> Result<(Vec<WindowRow>, QueueSeq), MachineError> {
         let mut rows = Vec::new();
-        let mut failed = None;
-        self.rows.scan(key::queue(id, from).as_bytes(), key::queue(id, until).as_bytes(), &mut |k, v| {
-            let row = QueueRow::read(k, &Bytes::copy_from_slice(v));
-            match (key::rest_u64(k, 8), row) {
-                (Some(seq), Ok(row)) => rows.push(WindowRow::of(QueueSeq(seq), &row)),
-                (_, Err(e)) => failed = Some(e),
-                (None, _) => failed = Some(RowsError::Damaged { key: key::describe(k), reason: "short key".into() }),
-            }
-            if failed.is_some() || rows.len() >= most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        self.scan_queue(id, from, until, &mut |row| {
+            rows.push(row);
+            if rows.len() >= most { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         })?;
-        if let Some(e) = failed {
-            return Err(e.into());
-        }
         let next = match rows.last() {
             Some(last) if rows.len() >= most => last.seq.next(),
             _ => until,
         };
         Ok((rows, next))
+    }
+
+    /// Calls `f` with the rows of `from <= seq < until`, in order, until it breaks.
+    pub(super) fn scan_queue(
+        &self,
+        id: SessionId,
+        from: QueueSeq,
+        until: QueueSeq,
+        f: &mut dyn FnMut(WindowRow) -> ControlFlow<()>,
+    ) -> Result<(), MachineError> {
+        let mut failed = None;
+        self.rows.scan(key::queue(id, from).as_bytes(), key::queue(id, until).as_bytes(), &mut |k, v| {
+            match WindowRow::read(k, v) {
+                Ok(row) => f(row),
+                Err(e) => {
+                    failed = Some(e);
+                    ControlFlow::Break(())
+                }
+            }
+        })?;
+        failed.map_or(Ok(()), |e| Err(e.into()))
     }
 }

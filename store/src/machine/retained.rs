@@ -13,16 +13,32 @@ use bytes::Bytes;
 use crate::effect::EffectSink;
 use crate::ids::{Position, QoS, SessionId};
 use crate::message::Message;
-use crate::rows::key::{self, RowKind};
-use crate::rows::value::{ContinuationRow, SubscriptionRow, Value as _};
+use crate::rows::key;
+use crate::rows::value::{SubscriptionRow, Value as _, shared_identifiers};
 use crate::rows::{RowRead as _, RowStore};
 use crate::topic::{TopicFilter, TopicName};
 
-use super::queue::Addressed;
+use super::continuations::{Continuation, Cursor};
+use super::queue::{Addressed, Reserved};
+use super::state::Session;
+use super::timers::STEP_ROWS;
 use super::{Machine, MachineError};
 
+/// Cursors that one session may have; a SUBSCRIBE that may need one more is answered with 0x97 Quota exceeded.
+pub(super) const CURSORS_MAX: usize = 1024;
+
 impl<S: RowStore> Machine<S> {
-    /// Starts to bring the retained messages that match `filter`; small sets are done at once.
+    /// Whether the retained messages of one more filter can be brought, by and by if not at once.
+    pub(super) fn can_bring_retained(&self, id: SessionId, filter: &TopicFilter) -> bool {
+        let may_need_a_cursor = filter.has_wildcard() || self.retained_budget == 0;
+        let has_room = |session: &Session| {
+            session.cursors.len() < CURSORS_MAX || session.cursors.contains_key(filter) || !may_need_a_cursor
+        };
+        self.numbers_left() > STEP_ROWS && self.sessions.get(id).is_some_and(has_room)
+    }
+
+    /// Starts to bring the retained messages that match `filter`; small sets are done at once. What an earlier
+    /// SUBSCRIBE of the same filter still owes comes with this one.
     pub(super) fn bring_retained(
         &mut self,
         until: Position,
@@ -31,56 +47,48 @@ impl<S: RowStore> Machine<S> {
         subscription: SubscriptionRow,
         fx: &mut dyn EffectSink,
     ) -> Result<(), MachineError> {
-        let Some(epoch) = self.sessions.get(id).map(|s| s.row.epoch) else { return Ok(()) };
+        self.drop_retained_cursor(id, filter)?;
         if !filter.has_wildcard() && self.retained_budget > 0 {
             self.retained_budget -= 1;
-            if let Some(message) = self.retained_at(filter.as_str(), until)? {
-                self.copy_for(message.clone(), &addressed(id, subscription, message.qos), fx)?;
+            if let Some(message) = self.retained_at(filter.as_str())?.filter(|m| self.is_due(m, until)) {
+                let to = addressed(id, subscription, message.qos);
+                self.copy_for(message, vec![to], Reserved::NONE, fx)?;
             }
             return Ok(());
         }
-        let cursor = ContinuationRow::Retained {
-            session: id,
-            epoch,
-            filter: filter.as_str().to_owned(),
-            subscription,
-            until,
-            next_topic: filter.literal_prefix().to_owned(),
-        };
+        let next_topic = filter.literal_prefix().to_owned();
+        let mut cursor = Cursor { session: id, filter: filter.clone(), subscription, until, next_topic, marks: 0 };
         let mut budget = self.retained_budget;
-        let rest = if budget > 0 { self.advance_retained(None, cursor, &mut budget, fx)? } else { Some(cursor) };
+        let is_done = budget > 0 && self.advance_cursor(None, &mut cursor, &mut budget, fx)?;
         self.retained_budget = budget;
-        if let Some(rest) = rest {
+        if !is_done {
             let at = self.own_position();
-            self.put_continuation(at, rest)?;
-            if let Some(session) = self.sessions.get_mut(id) {
-                session.cursors.push(at);
-            }
+            self.put_continuation(at, Continuation::Retained(cursor))?;
         }
         Ok(())
     }
 
-    /// One step of a cursor; what is left of it, or `None` at its end.
-    pub(super) fn advance_retained(
+    /// One step of a cursor, which may have marks when it is at a position; true at its end.
+    pub(super) fn advance_cursor(
         &mut self,
         at: Option<Position>,
-        cursor: ContinuationRow,
+        cursor: &mut Cursor,
         budget: &mut usize,
         fx: &mut dyn EffectSink,
-    ) -> Result<Option<ContinuationRow>, MachineError> {
-        let ContinuationRow::Retained { session, epoch, filter, subscription, until, next_topic } = cursor else {
-            return Ok(None);
-        };
+    ) -> Result<bool, MachineError> {
         // The subscription outlives the connection when the session does; a transient session's does not.
-        if self.sessions.get(session).is_none() {
-            return Ok(None);
+        if !self.sessions.get(cursor.session).is_some_and(|session| self.lives(session)) {
+            return Ok(true);
         }
-        let Ok(parsed) = TopicFilter::new(&filter) else { return Ok(None) };
-        let prefix = key::retained(parsed.literal_prefix());
+        let limit = *budget;
+        if self.numbers_left() < limit {
+            // This entry has no more positions for copies; the next has.
+            return Ok(false);
+        }
+        let prefix = key::retained(cursor.filter.literal_prefix());
         let mut page: Vec<(String, Bytes)> = Vec::new();
         let mut more = None;
-        let limit = *budget;
-        self.rows.scan(key::retained(&next_topic).as_bytes(), &prefix.end(), &mut |k, v| {
+        self.rows.scan(key::retained(&cursor.next_topic).as_bytes(), &prefix.end(), &mut |k, v| {
             let topic = String::from_utf8_lossy(key::rest(k)).into_owned();
             if page.len() >= limit {
                 more = Some(topic);
@@ -92,120 +100,118 @@ impl<S: RowStore> Machine<S> {
         *budget = budget.saturating_sub(page.len().max(1));
         for (topic, value) in page {
             let message = Message::read(key::retained(&topic).as_bytes(), &value)?;
-            let marked = match at {
-                Some(at) => self.take_mark(at, &topic)?,
+            let marked = match at.filter(|_| cursor.marks > 0) {
+                Some(at) => self.take_mark(at, cursor, &topic)?,
                 None => false,
             };
-            if !marked && self.is_due(&message, until) && parsed.matches(&message.topic) {
-                let to = addressed(session, subscription, message.qos);
-                self.copy_for(message, &to, fx)?;
+            if !marked && self.is_due(&message, cursor.until) && cursor.filter.matches(&message.topic) {
+                let to = addressed(cursor.session, cursor.subscription, message.qos);
+                self.copy_for(message, vec![to], Reserved::NONE, fx)?;
             }
         }
-        Ok(more.map(|next_topic| ContinuationRow::Retained { session, epoch, filter, subscription, until, next_topic }))
+        let Some(more) = more else { return Ok(true) };
+        cursor.next_topic = more;
+        Ok(false)
     }
 
-    /// Before a live message goes to `recipients`: the retained value of its topic, to those whose cursors still
-    /// owe it. Before it replaces that value: to all (No Local keeps it from its publisher, not the old value).
+    /// Before a live message goes to `direct` and to those with room for it: the retained value of its topic, to those whose cursors
+    /// still owe it. Before it replaces that value: to all (No Local keeps it from its publisher, not the old value).
+    /// All get one copy, so that it takes one position however many they are.
     pub(super) fn bring_retained_first(
         &mut self,
-        recipients: &[SessionId],
+        direct: &[Addressed],
+        reserved: Reserved<'_>,
         live: &Message,
         fx: &mut dyn EffectSink,
     ) -> Result<(), MachineError> {
-        let cursors: Vec<Position> = if live.retain {
-            self.continuations.keys().copied().collect()
-        } else {
-            recipients.iter().filter_map(|id| self.sessions.get(*id)).flat_map(|s| s.cursors.iter().copied()).collect()
-        };
-        for at in cursors {
-            let Some(ContinuationRow::Retained { session, filter, subscription, until, next_topic, .. }) =
-                self.continuations.get(&at).cloned()
-            else {
-                continue;
-            };
-            let topic = live.topic.as_str();
-            let owed = next_topic.as_str() <= topic && TopicFilter::new(&filter).is_ok_and(|f| f.matches(&live.topic));
-            let mark = key::continuation_mark(at, topic);
-            if !owed || self.rows.get(mark.as_bytes())?.is_some() {
-                continue;
-            }
-            if let Some(message) = self.retained_at(topic, until)? {
-                let to = addressed(session, subscription, message.qos);
-                self.copy_for(message, &to, fx)?;
-            }
-            self.rows.put(mark.into(), Bytes::new());
+        if !self.continuations.has_cursors() {
+            return Ok(());
         }
-        Ok(())
+        let topic = live.topic.as_str();
+        // Every cursor's filter is subscribed to.
+        let sessions: Vec<SessionId> = if live.retain {
+            self.trie.matches(&live.topic, None).into_iter().map(|found| found.session).collect()
+        } else {
+            reserved.queued.iter().chain(direct).map(|to| to.session).collect()
+        };
+        let is_owed = |cursor: &Cursor| cursor.next_topic.as_str() <= topic && cursor.filter.matches(&live.topic);
+        let cursors = sessions.iter().filter_map(|id| self.sessions.get(*id)).flat_map(|s| s.cursors.values().copied());
+        let owed: Vec<Position> = cursors.filter(|at| self.continuations.cursor(*at).is_some_and(is_owed)).collect();
+        if owed.is_empty() {
+            return Ok(());
+        }
+        let value = self.retained_at(topic)?;
+        let mut to = Vec::new();
+        for at in owed {
+            let Some(cursor) = self.continuations.cursor(at) else { continue };
+            let due = value.as_ref().filter(|m| self.is_due(m, cursor.until));
+            // In the entry of the SUBSCRIBE a newer value cannot be told from an older one.
+            let is_same_entry = cursor.until.index() == self.applied.index;
+            if due.is_none() && !is_same_entry {
+                continue;
+            }
+            let mark = key::continuation_mark(at, topic);
+            if cursor.marks > 0 && self.rows.get(mark.as_bytes())?.is_some() {
+                continue;
+            }
+            to.extend(due.map(|m| addressed(cursor.session, cursor.subscription, m.qos)));
+            // A value that is replaced needs no mark later: the cursor passes newer ones over.
+            if !live.retain || is_same_entry {
+                self.rows.put(mark, Bytes::new());
+                if let Some(cursor) = self.continuations.cursor_mut(at) {
+                    cursor.marks += 1;
+                }
+            }
+        }
+        match value {
+            Some(value) if !to.is_empty() => self.copy_for(value, to, reserved, fx),
+            _ => Ok(()),
+        }
     }
 
     /// Keeps, replaces or removes the retained message of its topic [MQTT-3.3.1-5], [MQTT-3.3.1-6].
-    pub(super) fn retain(&mut self, message: &Message, row: &Bytes) -> Result<(), MachineError> {
+    pub(super) fn retain(&mut self, message: &Message, row: &Bytes) {
         let key = key::retained(message.topic.as_str());
-        if let Some(bytes) = self.rows.get(key.as_bytes())?
-            && let Some(at) = Message::read(key.as_bytes(), &bytes)?.expires_at
-        {
-            self.retained_expiry.remove(&(at, message.topic.clone()));
-        }
+        self.retained_expiry.forget(&message.topic);
         if message.payload.is_empty() {
-            self.rows.delete(key.into());
+            self.rows.delete(key);
         } else {
-            self.rows.put(key.into(), row.clone());
-            self.retained_expiry.extend(message.expires_at.map(|at| (at, message.topic.clone())));
+            self.rows.put(key, row.clone());
+            if let Some(at) = message.expires_at {
+                self.retained_expiry.note(message.topic.clone(), at);
+            }
         }
-        Ok(())
     }
 
     /// Removes the retained message of `topic`, which has expired.
     pub(super) fn expire_retained(&mut self, topic: &TopicName) {
-        self.rows.delete(key::retained(topic.as_str()).into());
+        self.rows.delete(key::retained(topic.as_str()));
     }
 
-    /// The cursors of a subscription that is gone end with it.
-    pub(super) fn drop_retained_cursors(&mut self, id: SessionId, filter: &TopicFilter) -> Result<(), MachineError> {
-        let Some(session) = self.sessions.get(id) else { return Ok(()) };
-        for at in session.cursors.clone() {
-            let row = self.continuations.get(&at);
-            if matches!(row, Some(ContinuationRow::Retained { filter: f, .. }) if f == filter.as_str()) {
-                self.end_cursor(at)?;
-            }
-        }
-        Ok(())
+    /// The cursor of a subscription that is gone ends with it.
+    pub(super) fn drop_retained_cursor(&mut self, id: SessionId, filter: &TopicFilter) -> Result<(), MachineError> {
+        let at = self.sessions.get(id).and_then(|session| session.cursors.get(filter).copied());
+        at.map_or(Ok(()), |at| self.end_cursor(at))
     }
 
-    /// A cursor has nothing more to bring; its marks are removed by later steps.
-    pub(super) fn end_cursor(&mut self, at: Position) -> Result<(), MachineError> {
-        self.end_continuation(at);
-        self.put_continuation(at, ContinuationRow::Marks)
-    }
-
-    fn take_mark(&mut self, at: Position, topic: &str) -> Result<bool, MachineError> {
+    fn take_mark(&mut self, at: Position, cursor: &mut Cursor, topic: &str) -> Result<bool, MachineError> {
         let mark = key::continuation_mark(at, topic);
         let marked = self.rows.get(mark.as_bytes())?.is_some();
         if marked {
-            self.rows.delete(mark.into());
+            self.rows.delete(mark);
+            cursor.marks = cursor.marks.saturating_sub(1);
         }
         Ok(marked)
     }
 
-    fn retained_at(&self, topic: &str, until: Position) -> Result<Option<Message>, MachineError> {
+    fn retained_at(&self, topic: &str) -> Result<Option<Message>, MachineError> {
         let key = key::retained(topic);
-        let Some(bytes) = self.rows.get(key.as_bytes())? else { return Ok(None) };
-        let message = Message::read(key.as_bytes(), &bytes)?;
-        Ok(Some(message).filter(|m| self.is_due(m, until)))
+        let bytes = self.rows.get(key.as_bytes())?;
+        Ok(bytes.map(|bytes| Message::read(key.as_bytes(), &bytes)).transpose()?)
     }
 
     fn is_due(&self, message: &Message, until: Position) -> bool {
         message.position.index() <= until.index() && message.expires_at.is_none_or(|at| at > self.applied.time)
-    }
-
-    /// Removes a continuation.
-    pub(super) fn end_continuation(&mut self, at: Position) {
-        self.rows.delete(key::of_position(RowKind::Continuation, at).into());
-        if let Some(ContinuationRow::Retained { session, .. }) = self.continuations.remove(&at)
-            && let Some(session) = self.sessions.get_mut(session)
-        {
-            session.cursors.retain(|cursor| *cursor != at);
-        }
     }
 }
 
@@ -214,6 +220,6 @@ fn addressed(session: SessionId, subscription: SubscriptionRow, qos: QoS) -> Add
         session,
         qos: qos.min(subscription.options.qos),
         retain: true,
-        identifiers: subscription.identifier.into_iter().collect(),
+        identifiers: shared_identifiers(subscription.identifier.into_iter()),
     }
 }

@@ -1,12 +1,15 @@
 //! Sessions as the machine holds them in memory: the row, the counters, and what is derived from rows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::hash::BuildHasherDefault;
 use std::sync::Arc;
 
 use crate::effect::SessionSummary;
-use crate::ids::{ClusterTime, Incarnation, PacketId, Position, SessionId};
+use crate::ids::{ClusterTime, Incarnation, PacketId, Position, QueueSeq, SessionId};
 use crate::rows::value::{CountersRow, SessionRow};
+use crate::topic::{TopicFilter, TopicName};
 
+use super::room::NoRoom;
 use super::window::Window;
 
 /// What is due at a time. Ordered: at one moment a will is published before its session ends.
@@ -37,8 +40,13 @@ pub(super) struct Session {
     /// It has a will row; the time is when it is due.
     pub(super) will: Option<Option<ClusterTime>>,
     pub(super) subscriptions: u32,
-    /// Continuations that still bring retained messages.
-    pub(super) cursors: Vec<Position>,
+    /// Continuations that still bring retained messages, by the filter that was subscribed to.
+    pub(super) cursors: BTreeMap<TopicFilter, Position>,
+    /// There is no row of `.0 <= seq < .1`, and never will be: where a search for room starts. What is known
+    /// here changes what a search costs, never what it finds.
+    pub(super) gone: (QueueSeq, QueueSeq),
+    /// The last search that found nothing to go.
+    pub(super) no_room: Option<NoRoom>,
 }
 
 impl Session {
@@ -51,7 +59,9 @@ impl Session {
             inbound: BTreeSet::new(),
             will: None,
             subscriptions: 0,
-            cursors: Vec::new(),
+            cursors: BTreeMap::new(),
+            gone: (QueueSeq(0), QueueSeq(0)),
+            no_room: None,
         }
     }
 
@@ -64,7 +74,7 @@ impl Session {
 /// All sessions, and the ways to find them.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
-    by_id: HashMap<SessionId, Session>,
+    by_id: HashMap<SessionId, Session, BuildHasherDefault<IdHasher>>,
     by_client: HashMap<Arc<str>, SessionId>,
     /// By the incarnation they are connected to, open or not: what is left under a closed one waits to be
     /// detached.
@@ -85,12 +95,17 @@ impl Sessions {
 
     /// The counters, to be changed: they are written at the end of the run.
     pub(super) fn counters_mut(&mut self, id: SessionId) -> Option<&mut CountersRow> {
+        Some(&mut self.with_counters_mut(id)?.counters)
+    }
+
+    /// A session whose counters are to be changed, with the rest of it.
+    pub(super) fn with_counters_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         let session = self.by_id.get_mut(&id)?;
         if !session.counters_dirty {
             session.counters_dirty = true;
             self.dirty.push(id);
         }
-        Some(&mut session.counters)
+        Some(session)
     }
 
     pub(super) fn take_dirty(&mut self) -> Vec<SessionId> {
@@ -152,5 +167,64 @@ impl Sessions {
             .collect();
         all.sort_by_key(|s| s.session);
         all
+    }
+}
+
+/// Retained messages that expire: by time, and when each does, so that a new value need not read the old one.
+#[derive(Debug, Default)]
+pub(super) struct RetainedExpiry {
+    by_time: BTreeSet<(ClusterTime, TopicName)>,
+    by_topic: BTreeMap<TopicName, ClusterTime>,
+}
+
+impl RetainedExpiry {
+    pub(super) fn is_empty(&self) -> bool {
+        self.by_time.is_empty()
+    }
+
+    pub(super) fn is_due(&self, now: ClusterTime) -> bool {
+        self.by_time.first().is_some_and(|(at, _)| *at <= now)
+    }
+
+    /// The next topic whose message has expired by `now`.
+    pub(super) fn take_due(&mut self, now: ClusterTime) -> Option<TopicName> {
+        let (_, topic) = self.by_time.first().filter(|(at, _)| *at <= now)?.clone();
+        self.forget(&topic);
+        Some(topic)
+    }
+
+    pub(super) fn note(&mut self, topic: TopicName, at: ClusterTime) {
+        self.by_topic.insert(topic.clone(), at);
+        self.by_time.insert((at, topic));
+    }
+
+    pub(super) fn forget(&mut self, topic: &TopicName) {
+        if let Some(at) = self.by_topic.remove(topic) {
+            self.by_time.remove(&(at, topic.clone()));
+        }
+    }
+}
+
+/// Hashes ids, which are positions in the log: nobody outside chooses them. Both halves of the product count, because
+/// positions of different entries often differ in their upper bits only.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct IdHasher(u64);
+
+impl std::hash::Hasher for IdHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.write_u64(u64::from(*byte));
+        }
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        /// The golden ratio: odd, and without a pattern in its bits.
+        const MULTIPLIER: u128 = 0x9e37_79b9_7f4a_7c15;
+        let product = u128::from(self.0 ^ n) * MULTIPLIER;
+        self.0 = (product >> 64) as u64 ^ product as u64;
     }
 }

@@ -12,6 +12,9 @@ use super::{Machine, MachineError};
 
 /// Subscriptions that one session may have; one more is answered with 0x97 Quota exceeded.
 pub(super) const SUBSCRIPTIONS_MAX: u32 = 65_536;
+/// Filters that one SUBSCRIBE or UNSUBSCRIBE may have: it is one command, and its cost is bounded. Those beyond are
+/// answered with 0x97 Quota exceeded, or as not subscribed to.
+pub(super) const FILTERS_MAX: usize = 1024;
 /// SUBACK reason code: Quota exceeded.
 const QUOTA_EXCEEDED: u8 = 0x97;
 /// SUBACK reason code: Shared Subscriptions not supported. They come with their own rows.
@@ -26,7 +29,11 @@ impl<S: RowStore> Machine<S> {
     ) -> Result<Outcome, MachineError> {
         let id = subscribe.from.session;
         let mut answers = Vec::with_capacity(subscribe.filters.len());
-        for (filter, options) in &subscribe.filters {
+        for (number, (filter, options)) in subscribe.filters.iter().enumerate() {
+            if number >= FILTERS_MAX {
+                answers.push(Err(QUOTA_EXCEEDED));
+                continue;
+            }
             let row = SubscriptionRow { identifier: subscribe.identifier, options: *options };
             answers.push(self.subscribe_one(position, id, filter, row, fx)?);
         }
@@ -44,21 +51,23 @@ impl<S: RowStore> Machine<S> {
         if filter.as_str().starts_with("$share/") {
             return Ok(Err(SHARED_NOT_SUPPORTED));
         }
-        let Some(session) = self.sessions.get_mut(id) else { return Ok(Err(QUOTA_EXCEEDED)) };
-        let is_full = session.subscriptions >= SUBSCRIPTIONS_MAX;
-        let is_new = self.trie.insert(filter, id, row);
-        if is_new && is_full {
-            self.trie.remove(filter, id);
-            return Ok(Err(QUOTA_EXCEEDED));
-        }
-        session.subscriptions += u32::from(is_new);
-        // An existing subscription is replaced, its options with it [MQTT-3.8.4-3].
-        self.rows.put(key::subscription(id, filter.as_str()).into(), row.to_bytes()?);
+        let Some(session) = self.sessions.get(id) else { return Ok(Err(QUOTA_EXCEEDED)) };
+        let is_new = !self.trie.contains(filter, id);
         let wants_retained = match row.options.retain_handling {
             0 => true,
             1 => is_new,
             _ => false,
         };
+        let is_full = is_new && session.subscriptions >= SUBSCRIPTIONS_MAX;
+        if is_full || (wants_retained && !self.can_bring_retained(id, filter)) {
+            return Ok(Err(QUOTA_EXCEEDED));
+        }
+        self.trie.insert(filter, id, row);
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.subscriptions += u32::from(is_new);
+        }
+        // An existing subscription is replaced, its options with it [MQTT-3.8.4-3].
+        self.rows.put(key::subscription(id, filter.as_str()), row.to_bytes()?);
         if wants_retained {
             self.bring_retained(position, id, filter, row, fx)?;
         }
@@ -67,14 +76,14 @@ impl<S: RowStore> Machine<S> {
 
     pub(super) fn unsubscribe(&mut self, id: SessionId, filters: &[TopicFilter]) -> Result<Outcome, MachineError> {
         let mut answers = Vec::with_capacity(filters.len());
-        for filter in filters {
-            let existed = self.trie.remove(filter, id);
+        for (number, filter) in filters.iter().enumerate() {
+            let existed = number < FILTERS_MAX && self.trie.remove(filter, id);
             if existed {
-                self.rows.delete(key::subscription(id, filter.as_str()).into());
+                self.rows.delete(key::subscription(id, filter.as_str()));
                 if let Some(session) = self.sessions.get_mut(id) {
                     session.subscriptions = session.subscriptions.saturating_sub(1);
                 }
-                self.drop_retained_cursors(id, filter)?;
+                self.drop_retained_cursor(id, filter)?;
             }
             answers.push(existed);
         }

@@ -98,6 +98,22 @@ impl Trie {
         set.insert(session, row).is_none()
     }
 
+    /// Whether it is there.
+    pub(super) fn contains(&self, filter: &TopicFilter, session: SessionId) -> bool {
+        let mut at = ROOT;
+        let mut is_hash = false;
+        for level in filter.levels() {
+            if level == "#" {
+                is_hash = true;
+            } else if let Some(child) = self.child(at, level) {
+                at = child;
+            } else {
+                return false;
+            }
+        }
+        self.node(at).is_some_and(|node| if is_hash { &node.below } else { &node.here }.contains_key(&session))
+    }
+
     /// Removes; true when it was there.
     pub(super) fn remove(&mut self, filter: &TopicFilter, session: SessionId) -> bool {
         let mut path = vec![(ROOT, "")];
@@ -242,6 +258,7 @@ mod tests {
             let mut scan: BTreeMap<(String, u64), TopicFilter> = BTreeMap::new();
             for (filter, s, add) in ops {
                 let k = (filter.as_str().to_owned(), s);
+                prop_assert_eq!(trie.contains(&filter, session(s)), scan.contains_key(&k));
                 if add {
                     prop_assert_eq!(trie.insert(&filter, session(s), row(QoS::AtLeastOnce)), scan.insert(k, filter).is_none());
                 } else {

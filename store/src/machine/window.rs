@@ -6,8 +6,10 @@
 
 use std::collections::VecDeque;
 
-use crate::ids::{Position, QoS, QueueSeq};
-use crate::rows::value::QueueRow;
+use crate::ids::{ClusterTime, Position, QoS, QueueSeq};
+use crate::rows::RowsError;
+use crate::rows::key;
+use crate::rows::value::{QueueRow, no_identifiers};
 
 /// Rows read from the database at once when the copy runs short.
 pub(super) const LOAD_ROWS: usize = 256;
@@ -21,8 +23,12 @@ pub(super) struct WindowRow {
     pub(super) position: Position,
     pub(super) charge: u32,
     pub(super) qos: QoS,
+    pub(super) retain: bool,
     pub(super) released: bool,
     pub(super) is_shared: bool,
+    /// It has Subscription Identifiers, which are not held here.
+    pub(super) is_identified: bool,
+    pub(super) expires_at: Option<ClusterTime>,
 }
 
 impl WindowRow {
@@ -32,9 +38,34 @@ impl WindowRow {
             position: row.position,
             charge: row.charge,
             qos: row.qos,
+            retain: row.retain,
             released: row.released,
             is_shared: row.is_shared,
+            is_identified: !row.identifiers.is_empty(),
+            expires_at: row.expires_at,
         }
+    }
+
+    /// The row that stands at `key`.
+    pub(super) fn read(key: &[u8], value: &[u8]) -> Result<Self, RowsError> {
+        let damaged = |reason| RowsError::Damaged { key: key::describe(key), reason };
+        let seq = key::rest_u64(key, 8).ok_or_else(|| damaged("short key".to_owned()))?;
+        let (row, identifiers) = QueueRow::split(value).map_err(damaged)?;
+        Ok(Self { is_identified: !identifiers.is_empty(), ..Self::of(QueueSeq(seq), &row) })
+    }
+
+    /// The whole row, when this is all of it.
+    pub(super) fn unidentified(&self) -> Option<QueueRow> {
+        (!self.is_identified).then(|| QueueRow {
+            qos: self.qos,
+            retain: self.retain,
+            released: self.released,
+            is_shared: self.is_shared,
+            position: self.position,
+            charge: self.charge,
+            expires_at: self.expires_at,
+            identifiers: no_identifiers(),
+        })
     }
 }
 
@@ -101,12 +132,13 @@ impl Window {
         }
     }
 
-    /// First row that is certainly outside: the window's end. Only meaningful when not short.
+    /// First number that is certainly outside: the window's end. Only meaningful when not short.
+    ///
+    /// It follows the last row inside, and never asks for the first row outside: whether that one is loaded
+    /// differs between replicas, and the end is written into rows.
     pub(super) fn end(&self, receive_maximum: u16, next_seq: QueueSeq) -> QueueSeq {
-        let end = match self.rows.get(usize::from(receive_maximum)) {
-            Some(row) => row.seq,
-            None => self.loaded_until.min(next_seq),
-        };
+        let last_inside = self.rows.get(usize::from(receive_maximum).saturating_sub(1));
+        let end = last_inside.map_or(next_seq, |row| row.seq.next());
         match self.first() {
             Some(first) => end.min(QueueSeq(first.0 + SPAN_MAX)),
             None => end,
@@ -124,8 +156,11 @@ mod tests {
             position: Position::new(seq, 0),
             charge: 1,
             qos: QoS::AtLeastOnce,
+            retain: false,
             released: false,
             is_shared: false,
+            is_identified: false,
+            expires_at: None,
         }
     }
 
@@ -149,6 +184,15 @@ mod tests {
         assert_eq!(w.end(10, QueueSeq(65_536)), QueueSeq(65_535));
         w.remove(QueueSeq(0));
         assert_eq!(w.end(10, QueueSeq(65_536)), QueueSeq(65_536));
+    }
+
+    #[test]
+    fn the_end_is_the_same_whatever_is_loaded_behind_the_window() {
+        let mut little = Window::new(QueueSeq(0));
+        little.load([row(0), row(1)], QueueSeq(2));
+        let mut much = Window::new(QueueSeq(0));
+        much.load([row(0), row(1), row(7)], QueueSeq(9));
+        assert_eq!(little.end(2, QueueSeq(9)), much.end(2, QueueSeq(9)));
     }
 
     #[test]

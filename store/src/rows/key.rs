@@ -12,7 +12,7 @@
 //! | 4 subscription | session u64, filter UTF-8 | `SubscriptionRow` |
 //! | 5 queue | session u64, seq u64 | `QueueRow` |
 //! | 6 message | position u64 | [`crate::message::Message`] |
-//! | 7 references | position u64 | u32: queue rows that point to the message; absent means one |
+//! | 7 references | position u64 | u64: queue rows that point to the message; absent means one |
 //! | 8 inbound | session u64, packet id u16 | position u64 of the QoS 2 PUBLISH that waits for its PUBREL |
 //! | 9 retained | topic UTF-8 | [`crate::message::Message`] |
 //! | 10 will | session u64 | `WillRow` |
@@ -23,6 +23,10 @@
 //! | 15 continuation mark | continuation u64, topic UTF-8 | empty: this topic's retained value is delivered |
 //!
 //! Ordinals are on disk: kept for ever, only appended.
+
+use std::borrow::Borrow;
+use std::cmp::Ordering;
+use std::fmt;
 
 use crate::ids::{GroupId, Incarnation, NodeId, PacketId, Position, QueueSeq, SessionId};
 
@@ -72,37 +76,57 @@ pub enum MetaName {
     Raft = 2,
     /// u64: the next node id.
     NextNode = 3,
+    /// u64: position of the continuation that was advanced last: the next in order comes first.
+    Served = 4,
 }
 
-/// Builds a key.
-#[derive(Debug)]
-pub struct Key(Vec<u8>);
+/// Bytes of a key that need no memory of their own: all but topics and filters.
+const INLINE_LEN: usize = 22;
+
+/// A key.
+#[derive(Clone)]
+pub struct Key(Bytes);
+
+#[derive(Clone)]
+enum Bytes {
+    Inline(u8, [u8; INLINE_LEN]),
+    Heap(Box<[u8]>),
+}
 
 impl Key {
     /// Only group and kind: the first key of the kind.
     #[must_use]
     pub fn kind(kind: RowKind) -> Self {
-        let [g0, g1] = GroupId::MAIN.0.to_be_bytes();
-        let mut key = Vec::with_capacity(19);
-        key.extend_from_slice(&[g0, g1, kind as u8]);
-        Self(key)
+        Self::with(kind, &[])
     }
 
     fn with(kind: RowKind, rest: &[u8]) -> Self {
-        let mut key = Self::kind(kind);
-        key.0.extend_from_slice(rest);
-        key
+        let [g0, g1] = GroupId::MAIN.0.to_be_bytes();
+        Self::of(&[g0, g1, kind as u8], rest)
     }
 
-    fn and(mut self, rest: &[u8]) -> Self {
-        self.0.extend_from_slice(rest);
-        self
+    fn and(&self, rest: &[u8]) -> Self {
+        Self::of(self.as_bytes(), rest)
+    }
+
+    fn of(head: &[u8], rest: &[u8]) -> Self {
+        let len = head.len() + rest.len();
+        let mut inline = [0; INLINE_LEN];
+        if let Some(room) = inline.get_mut(..len)
+            && let Ok(short) = u8::try_from(len)
+        {
+            let (first, second) = room.split_at_mut(head.len());
+            first.copy_from_slice(head);
+            second.copy_from_slice(rest);
+            return Self(Bytes::Inline(short, inline));
+        }
+        Self(Bytes::Heap([head, rest].concat().into_boxed_slice()))
     }
 
     /// The first key that does not begin with this one.
     #[must_use]
     pub fn end(&self) -> Vec<u8> {
-        let mut end = self.0.clone();
+        let mut end = self.as_bytes().to_vec();
         while let Some(last) = end.last_mut() {
             if *last < u8::MAX {
                 *last += 1;
@@ -116,13 +140,55 @@ impl Key {
     /// Its bytes.
     #[must_use]
     pub fn as_bytes(&self) -> &[u8] {
-        &self.0
+        match &self.0 {
+            Bytes::Inline(len, bytes) => bytes.get(..usize::from(*len)).unwrap_or_default(),
+            Bytes::Heap(bytes) => bytes,
+        }
     }
 }
 
-impl From<Key> for Box<[u8]> {
-    fn from(key: Key) -> Self {
-        key.0.into_boxed_slice()
+impl From<&[u8]> for Key {
+    fn from(bytes: &[u8]) -> Self {
+        Self::of(bytes, &[])
+    }
+}
+
+impl AsRef<[u8]> for Key {
+    fn as_ref(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+impl Borrow<[u8]> for Key {
+    fn borrow(&self) -> &[u8] {
+        self.as_bytes()
+    }
+}
+
+impl PartialEq for Key {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for Key {}
+
+impl PartialOrd for Key {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+/// As bytes: the order in which the database has them.
+impl Ord for Key {
+    fn cmp(&self, other: &Self) -> Ordering {
+        self.as_bytes().cmp(other.as_bytes())
+    }
+}
+
+impl fmt::Debug for Key {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&describe(self.as_bytes()))
     }
 }
 
@@ -220,6 +286,17 @@ pub(crate) fn describe(key: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_are_their_bytes_whether_short_or_long() {
+        for len in 0..40 {
+            let topic = "t".repeat(len);
+            let key = retained(&topic);
+            assert_eq!(rest(key.as_bytes()), topic.as_bytes());
+            assert_eq!(Key::from(key.as_bytes()), key);
+            assert!(key < retained(&format!("{topic}t")));
+        }
+    }
 
     #[test]
     fn the_end_of_a_prefix_is_behind_all_that_begins_with_it() {

@@ -51,8 +51,8 @@ impl RowStore for MemRows {
     fn write(&mut self, rows: RowBatch) -> Result<(), RowsError> {
         for (key, value) in rows.0 {
             match value {
-                Some(value) => self.0.insert(key, value),
-                None => self.0.remove(&key),
+                Some(value) => self.0.insert(key.as_bytes().into(), value),
+                None => self.0.remove(key.as_bytes()),
             };
         }
         Ok(())

@@ -9,6 +9,8 @@ use std::ops::ControlFlow;
 use bytes::Bytes;
 use thiserror::Error;
 
+use crate::log::LogError;
+
 pub mod key;
 pub mod mem;
 pub(crate) mod overlay;
@@ -26,6 +28,9 @@ pub enum RowsError {
     /// The database says so; the text names the file.
     #[error("the state database failed: {0}; check the disk, and replace this node if its files are damaged")]
     Database(#[from] rocksdb::Error),
+    /// The torn end of its MANIFEST cannot be cut off.
+    #[error("the state database cannot be opened: {0}")]
+    Manifest(#[from] LogError),
     /// A value does not decode.
     #[error("the row {key} is damaged: {reason}; replace this node, its state comes back from the others")]
     Damaged {
@@ -73,4 +78,20 @@ pub trait RowStore: RowRead + Send + 'static {
 
 /// Changes that become visible together: key, and the value or `None` to delete, in key order.
 #[derive(Debug, Default)]
-pub struct RowBatch(pub Vec<(Box<[u8]>, Option<Bytes>)>);
+pub struct RowBatch(pub Vec<(key::Key, Option<Bytes>)>);
+
+/// Hash of all rows of `store`.
+///
+/// # Errors
+/// [`RowsError`] when they cannot be read.
+pub fn digest(store: &impl RowRead) -> Result<u64, RowsError> {
+    let mut hash = xxhash_rust::xxh3::Xxh3::new();
+    store.scan(&[], &[0xff; 4], &mut |key, value| {
+        for part in [key, value] {
+            hash.update(&(part.len() as u64).to_le_bytes());
+            hash.update(part);
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(hash.digest())
+}

@@ -8,6 +8,7 @@ use std::ops::{Bound, ControlFlow};
 
 use bytes::Bytes;
 
+use super::key::Key;
 use super::{RowBatch, RowRead, RowStore, RowVisitor, RowsError};
 
 #[derive(Clone, Debug)]
@@ -32,7 +33,7 @@ impl Change {
 #[derive(Debug)]
 pub(crate) struct Overlay<S> {
     store: S,
-    changes: BTreeMap<Box<[u8]>, Change>,
+    changes: BTreeMap<Key, Change>,
 }
 
 impl<S: RowStore> Overlay<S> {
@@ -45,7 +46,7 @@ impl<S: RowStore> Overlay<S> {
     }
 
     /// Sets a row that may exist.
-    pub(crate) fn put(&mut self, key: Box<[u8]>, value: Bytes) {
+    pub(crate) fn put(&mut self, key: Key, value: Bytes) {
         match self.changes.entry(key) {
             Entry::Vacant(e) => {
                 e.insert(Change::Put(value));
@@ -58,13 +59,13 @@ impl<S: RowStore> Overlay<S> {
     }
 
     /// Sets a row whose key has never been used before: positions and sequence numbers do not repeat.
-    pub(crate) fn put_new(&mut self, key: Box<[u8]>, value: Bytes) {
+    pub(crate) fn put_new(&mut self, key: Key, value: Bytes) {
         let before = self.changes.insert(key, Change::New(value));
         assert!(before.is_none(), "a key that is new by construction was there");
     }
 
     /// Removes a row, whether it exists or not.
-    pub(crate) fn delete(&mut self, key: Box<[u8]>) {
+    pub(crate) fn delete(&mut self, key: Key) {
         match self.changes.entry(key) {
             Entry::Vacant(e) => {
                 e.insert(Change::Delete);
@@ -107,15 +108,15 @@ impl<S: RowStore> RowRead for Overlay<S> {
         let mut changed = self.changes.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to))).peekable();
         let mut stopped = false;
         self.store.scan(from, to, &mut |key, value| {
-            while let Some((k, change)) = changed.next_if(|(k, _)| k.as_ref() < key) {
+            while let Some((k, change)) = changed.next_if(|(k, _)| k.as_bytes() < key) {
                 if let Some(v) = change.value()
-                    && f(k, v).is_break()
+                    && f(k.as_bytes(), v).is_break()
                 {
                     stopped = true;
                     return ControlFlow::Break(());
                 }
             }
-            let flow = match changed.next_if(|(k, _)| k.as_ref() == key) {
+            let flow = match changed.next_if(|(k, _)| k.as_bytes() == key) {
                 Some((_, change)) => change.value().map_or(ControlFlow::Continue(()), |v| f(key, v)),
                 None => f(key, value),
             };
@@ -125,7 +126,7 @@ impl<S: RowStore> RowRead for Overlay<S> {
         if !stopped {
             for (k, change) in changed {
                 if let Some(v) = change.value()
-                    && f(k, v).is_break()
+                    && f(k.as_bytes(), v).is_break()
                 {
                     break;
                 }
@@ -140,8 +141,8 @@ mod tests {
     use super::super::MemRows;
     use super::*;
 
-    fn key(k: u8) -> Box<[u8]> {
-        Box::new([k])
+    fn key(k: u8) -> Key {
+        Key::from([k].as_slice())
     }
 
     fn all(o: &Overlay<MemRows>) -> Vec<u8> {

@@ -40,7 +40,7 @@ pub struct QueuePage {
     pub end: bool,
 }
 
-/// Reads at most `rows_max` rows of `session` from `from` on, and stops at `bytes_max` bytes of payload
+/// Reads at most `rows_max` rows of `session` from `from` on, and stops at `bytes_max` bytes of messages
 /// (one row is read whatever its size).
 ///
 /// # Errors
@@ -63,9 +63,9 @@ pub fn queue_page(
             return ControlFlow::Break(());
         }
         let seq = key::rest_u64(k, 8).map(QueueSeq);
-        match (seq, QueueRow::read(k, &bytes::Bytes::copy_from_slice(v))) {
+        match (seq, QueueRow::from_slice(v)) {
             (Some(seq), Ok(row)) => found.push((seq, row)),
-            (_, Err(e)) => failed = Some(e),
+            (_, Err(reason)) => failed = Some(RowsError::Damaged { key: key::describe(k), reason }),
             (None, _) => failed = Some(RowsError::Damaged { key: key::describe(k), reason: "short key".into() }),
         }
         if failed.is_some() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
@@ -85,7 +85,7 @@ pub fn queue_page(
         // Settled between the two reads: it has vanished, and its message with it.
         let Some(value) = rows.get(message_key.as_bytes())? else { continue };
         let message = Message::read(message_key.as_bytes(), &value)?;
-        bytes += message.payload.len();
+        bytes += message.charge_bytes();
         page.rows.push(QueuedRow {
             seq,
             qos: row.qos,

@@ -4,12 +4,13 @@
 //! writes are fixed little-endian fields behind one version byte, because an envelope would be half of them:
 //!
 //! ```text
-//! QueueRow     version u8 = 1 | flags u8 | position u64 | charge u32 | Subscription Identifiers u32 ...
-//!              flags: bits 0-1 QoS, 2 RETAIN, 3 released, 4 the message has other rows (a references row)
-//! CountersRow  version u8 = 1 | next_seq u64 | head u64 | rows u64 | bytes u64 | dropped u64
+//! QueueRow     version u8 = 1 | flags u8 | position u64 | charge u32 | [expires_at u64] | Subscription Identifiers u32 ...
+//!              flags: bits 0-1 QoS, 2 RETAIN, 3 released, 4 the message has other rows (a references row),
+//!              5 the message expires, and expires_at is there
+//! CountersRow  version u8 = 1 | next_seq u64 | head u64 | rows u64 | bytes u64 | dropped u64 | expiring u64
 //! ```
 
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use bincode::{Decode, Encode};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -154,10 +155,8 @@ pub enum ContinuationRow {
     },
     /// Retained messages go to a new subscription.
     Retained {
-        /// To.
+        /// To; it ends with the session, not with the connection that asked.
         session: SessionId,
-        /// Dropped when the session has another.
-        epoch: Epoch,
         /// The subscription.
         filter: String,
         /// With what.
@@ -186,19 +185,101 @@ pub struct QueueRow {
     pub position: Position,
     /// Bytes charged to the session.
     pub charge: u32,
+    /// The message's, so that room is made without reading messages.
+    pub expires_at: Option<ClusterTime>,
     /// Subscription Identifiers.
     pub identifiers: Arc<[u32]>,
 }
 
+/// Bytes of a queue row without expiry and Subscription Identifiers.
+const QUEUE_ROW_LEN: usize = 14;
+/// Where its flags stand.
+const QUEUE_FLAGS_AT: usize = 1;
+const FLAG_RETAIN: u8 = 1 << 2;
+const FLAG_RELEASED: u8 = 1 << 3;
+const FLAG_SHARED: u8 = 1 << 4;
+const FLAG_EXPIRES: u8 = 1 << 5;
+/// Bits of the flags that this build knows, QoS among them.
+const FLAGS_KNOWN: u8 = 3 | FLAG_RETAIN | FLAG_RELEASED | FLAG_SHARED | FLAG_EXPIRES;
+
+impl QueueRow {
+    /// Decodes a row and leaves its Subscription Identifiers where they are.
+    pub(crate) fn split(bytes: &[u8]) -> Result<(Self, &[[u8; 4]]), String> {
+        let (head, rest) = bytes.split_at_checked(QUEUE_ROW_LEN).ok_or("a queue row has at least 14 bytes")?;
+        let [version, flags, p0, p1, p2, p3, p4, p5, p6, p7, c0, c1, c2, c3] = *head else {
+            return Err("a queue row has at least 14 bytes".into());
+        };
+        if version != FIXED_VERSION || flags & !FLAGS_KNOWN != 0 {
+            return Err(format!("queue row version {version}, flags {flags:#x} are not known to this build"));
+        }
+        let qos = QoS::from_u8(flags & 3).ok_or("QoS 3")?;
+        let (expires_at, rest) = if flags & FLAG_EXPIRES == 0 {
+            (None, rest)
+        } else {
+            let (at, rest) = rest.split_first_chunk().ok_or("a queue row ends within its expiry")?;
+            (Some(ClusterTime(u64::from_le_bytes(*at))), rest)
+        };
+        let (identifiers, []) = rest.as_chunks::<4>() else {
+            return Err("a queue row ends within a Subscription Identifier".into());
+        };
+        let row = Self {
+            qos,
+            retain: flags & FLAG_RETAIN != 0,
+            released: flags & FLAG_RELEASED != 0,
+            is_shared: flags & FLAG_SHARED != 0,
+            position: Position::from_u64(u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7])),
+            charge: u32::from_le_bytes([c0, c1, c2, c3]),
+            expires_at,
+            identifiers: no_identifiers(),
+        };
+        Ok((row, identifiers))
+    }
+
+    /// Decodes a whole row.
+    pub(crate) fn from_slice(bytes: &[u8]) -> Result<Self, String> {
+        let (row, identifiers) = Self::split(bytes)?;
+        let identifiers = shared_identifiers(identifiers.iter().map(|id| u32::from_le_bytes(*id)));
+        Ok(Self { identifiers, ..row })
+    }
+
+    /// `bytes` of a row, marked released.
+    pub(crate) fn released(bytes: &[u8]) -> Bytes {
+        let mut out = BytesMut::from(bytes);
+        if let Some(flags) = out.get_mut(QUEUE_FLAGS_AT) {
+            *flags |= FLAG_RELEASED;
+        }
+        out.freeze()
+    }
+}
+
+/// No Subscription Identifiers: the common case, shared by all.
+pub(crate) fn no_identifiers() -> Arc<[u32]> {
+    static NONE: LazyLock<Arc<[u32]>> = LazyLock::new(|| Arc::from([]));
+    NONE.clone()
+}
+
+/// Subscription Identifiers, to be shared; of the common case, none, nothing is allocated.
+pub(crate) fn shared_identifiers(identifiers: impl ExactSizeIterator<Item = u32>) -> Arc<[u32]> {
+    if identifiers.len() == 0 { no_identifiers() } else { identifiers.collect() }
+}
+
 impl Value for QueueRow {
     fn to_bytes(&self) -> Result<Bytes, codec::CodecError> {
-        let mut out = BytesMut::with_capacity(14 + 4 * self.identifiers.len());
+        let mut out = BytesMut::with_capacity(QUEUE_ROW_LEN + 8 + 4 * self.identifiers.len());
+        let flag = |is_set, flag| if is_set { flag } else { 0 };
         out.put_u8(FIXED_VERSION);
         out.put_u8(
-            self.qos as u8 | u8::from(self.retain) << 2 | u8::from(self.released) << 3 | u8::from(self.is_shared) << 4,
+            self.qos as u8
+                | flag(self.retain, FLAG_RETAIN)
+                | flag(self.released, FLAG_RELEASED)
+                | flag(self.is_shared, FLAG_SHARED)
+                | flag(self.expires_at.is_some(), FLAG_EXPIRES),
         );
         out.put_u64_le(self.position.as_u64());
         out.put_u32_le(self.charge);
+        if let Some(at) = self.expires_at {
+            out.put_u64_le(at.0);
+        }
         for identifier in self.identifiers.iter() {
             out.put_u32_le(*identifier);
         }
@@ -206,26 +287,7 @@ impl Value for QueueRow {
     }
 
     fn from_bytes(bytes: &Bytes) -> Result<Self, String> {
-        let (head, rest) = bytes.split_at_checked(14).ok_or("a queue row has at least 14 bytes")?;
-        let [version, flags, p0, p1, p2, p3, p4, p5, p6, p7, c0, c1, c2, c3] = *head else {
-            return Err("a queue row has at least 14 bytes".into());
-        };
-        if version != FIXED_VERSION || flags & 0xe0 != 0 {
-            return Err(format!("queue row version {version}, flags {flags:#x} are not known to this build"));
-        }
-        let qos = QoS::from_u8(flags & 3).ok_or("QoS 3")?;
-        let (ids, []) = rest.as_chunks::<4>() else {
-            return Err("a queue row ends within a Subscription Identifier".into());
-        };
-        Ok(Self {
-            qos,
-            retain: flags & 4 != 0,
-            released: flags & 8 != 0,
-            is_shared: flags & 16 != 0,
-            position: Position::from_u64(u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7])),
-            charge: u32::from_le_bytes([c0, c1, c2, c3]),
-            identifiers: ids.iter().map(|id| u32::from_le_bytes(*id)).collect(),
-        })
+        Self::from_slice(bytes)
     }
 }
 
@@ -242,13 +304,15 @@ pub struct CountersRow {
     pub bytes: u64,
     /// Messages dropped because the queue was full.
     pub dropped: u64,
+    /// Unsettled rows whose message expires: without any, no room can be made under the policy `reject`.
+    pub expiring: u64,
 }
 
 impl Value for CountersRow {
     fn to_bytes(&self) -> Result<Bytes, codec::CodecError> {
-        let mut out = BytesMut::with_capacity(41);
+        let mut out = BytesMut::with_capacity(49);
         out.put_u8(FIXED_VERSION);
-        for n in [self.next_seq.0, self.head.0, self.rows, self.bytes, self.dropped] {
+        for n in [self.next_seq.0, self.head.0, self.rows, self.bytes, self.dropped, self.expiring] {
             out.put_u64_le(n);
         }
         Ok(out.freeze())
@@ -261,8 +325,8 @@ impl Value for CountersRow {
         let (fields, []) = fields.as_chunks::<8>() else {
             return Err("counters end within a number".into());
         };
-        let [next_seq, head, rows, bytes, dropped] = *fields else {
-            return Err("counters are five numbers".into());
+        let [next_seq, head, rows, bytes, dropped, expiring] = *fields else {
+            return Err("counters are six numbers".into());
         };
         let n = u64::from_le_bytes;
         Ok(Self {
@@ -271,6 +335,7 @@ impl Value for CountersRow {
             rows: n(rows),
             bytes: n(bytes),
             dropped: n(dropped),
+            expiring: n(expiring),
         })
     }
 }
@@ -295,17 +360,25 @@ mod tests {
 
     #[test]
     fn fixed_rows_come_back_as_they_were() {
-        let row = QueueRow {
-            qos: QoS::ExactlyOnce,
-            retain: true,
-            released: true,
-            is_shared: true,
-            position: Position::new(7, 9),
-            charge: 300,
-            identifiers: Arc::from([1, 268_435_455]),
-        };
-        assert_eq!(QueueRow::from_bytes(&row.to_bytes().unwrap()).unwrap(), row);
-        let counters = CountersRow { next_seq: QueueSeq(9), head: QueueSeq(3), rows: 5, bytes: 1000, dropped: 2 };
+        for (expires_at, identifiers) in [(None, vec![]), (Some(ClusterTime(9)), vec![]), (None, vec![1, 268_435_455])]
+        {
+            let row = QueueRow {
+                qos: QoS::ExactlyOnce,
+                retain: true,
+                released: false,
+                is_shared: true,
+                position: Position::new(7, 9),
+                charge: 300,
+                expires_at,
+                identifiers: identifiers.into(),
+            };
+            let bytes = row.to_bytes().unwrap();
+            assert_eq!(QueueRow::from_bytes(&bytes).unwrap(), row);
+            let released = QueueRow { released: true, ..row };
+            assert_eq!(QueueRow::released(&bytes), released.to_bytes().unwrap());
+        }
+        let counters =
+            CountersRow { next_seq: QueueSeq(9), head: QueueSeq(3), rows: 5, bytes: 1000, dropped: 2, expiring: 1 };
         assert_eq!(CountersRow::from_bytes(&counters.to_bytes().unwrap()).unwrap(), counters);
     }
 
@@ -315,7 +388,9 @@ mod tests {
         assert!(row.is_err());
         assert!(QueueRow::from_bytes(&Bytes::from_static(&[1; 15])).is_err());
         assert!(QueueRow::from_bytes(&Bytes::from_static(&[2; 14])).is_err());
-        assert!(CountersRow::from_bytes(&Bytes::from_static(&[1; 40])).is_err());
+        assert!(QueueRow::from_bytes(&Bytes::from_static(&[1, 0x21, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])).is_err());
+        assert!(QueueRow::from_bytes(&Bytes::from_static(&[1, 0x41, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])).is_err());
+        assert!(CountersRow::from_bytes(&Bytes::from_static(&[1; 41])).is_err());
         assert!(NumberRow::from_bytes(&Bytes::from_static(&[1; 7])).is_err());
     }
 }

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use quorate_store::command::SessionRef;
 use quorate_store::effect::{Connected, Delivery, Effect, Outcome};
-use quorate_store::ids::{QoS, SessionId};
+use quorate_store::ids::{Incarnation, QoS, SessionId};
 use quorate_store::rows::QueuedRow;
 
 use super::state::{Row, Session};
@@ -88,6 +88,7 @@ impl Model {
     ) -> Verdict {
         check_answer(&expected.answer, effects)?;
         self.check_kicks(expected, effects)?;
+        check_withdrawn(expected, effects)?;
         let mut moved = BTreeMap::new();
         for session in self.sessions.values_mut() {
             moved.insert(session.id, session.check_queue(queue(session.id))?);
@@ -142,6 +143,23 @@ impl Model {
         }
         Ok(())
     }
+}
+
+fn check_withdrawn(expected: &Expected, effects: &[Effect]) -> Verdict {
+    let withdrawn = |effect: &Effect| match effect {
+        Effect::Withdraw { owner, from, seq } => Some((*owner, *from, seq.0)),
+        _ => None,
+    };
+    let by = |(owner, from, seq): &(Incarnation, SessionRef, u64)| (*owner, from.session, from.epoch, *seq);
+    let mut got: Vec<_> = effects.iter().filter_map(withdrawn).collect();
+    let mut want = expected.withdrawn.clone();
+    got.sort_by_key(by);
+    want.sort_by_key(by);
+    ensure!(got == want, "withdrawn {got:?}, expected {want:?}");
+    let answer = effects.iter().position(|e| matches!(e, Effect::Applied { .. } | Effect::DirectApplied { .. }));
+    let last = effects.iter().rposition(|e| matches!(e, Effect::Withdraw { .. }));
+    ensure!(answer.is_none() || last < answer, "a row is withdrawn after what may let it into the window: {effects:?}");
+    Ok(())
 }
 
 fn by_connection(to: SessionRef) -> (SessionId, u64) {

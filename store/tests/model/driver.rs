@@ -31,7 +31,7 @@ pub(crate) struct Driver {
     pub(crate) model: Model,
     /// Batches of the streams, the newest last.
     batches: BTreeMap<Incarnation, Vec<Batch>>,
-    starts: BTreeMap<u64, NodeStarted>,
+    starts: BTreeMap<u64, Vec<NodeStarted>>,
     former: Vec<(u64, Incarnation)>,
     /// Connections that were, with the node on which they were.
     known: Vec<SessionRef>,
@@ -58,7 +58,9 @@ impl Driver {
             counter: 0,
             reached: BTreeMap::new(),
         };
-        for _ in 0..nodes {
+        driver.direct(Command::AllocateNode { token: 1 << 100, info: Default::default() }).unwrap();
+        driver.start(1).unwrap();
+        for _ in 1..nodes {
             driver.join().unwrap();
         }
         driver
@@ -108,8 +110,9 @@ impl Driver {
 
     fn start(&mut self, node: u64) -> Verdict {
         let nonce = u128::from(self.count());
-        let started = NodeStarted { node: NodeId(node), nonce, wall_ms: 0, info: Default::default() };
-        self.starts.insert(node, started.clone());
+        let replaces = self.model.nodes.get(&NodeId(node)).and_then(|n| n.incarnation);
+        let started = NodeStarted { node: NodeId(node), nonce, replaces, wall_ms: 0, info: Default::default() };
+        self.starts.entry(node).or_default().push(started.clone());
         if let Some(stream) = self.rig.nodes.remove(&node) {
             self.former.push((node, stream.incarnation));
         }
@@ -128,8 +131,15 @@ impl Driver {
     pub(crate) fn play(&mut self, op: &Op) -> Verdict {
         match op {
             Op::Start(node) => self.start(self.node(*node)),
-            Op::StartAgain(node) => {
-                let started = self.starts[&self.node(*node)].clone();
+            Op::StartAgain { node, back } => {
+                let starts = &self.starts[&self.node(*node)];
+                let started = starts[(starts.len() - 1).saturating_sub(usize::from(*back))].clone();
+                self.direct(Command::NodeStarted(started))
+            }
+            Op::StartUnaware { node, nonce } => {
+                let replaces = self.former.last().map(|(_, incarnation)| *incarnation);
+                let (node, nonce) = (NodeId(self.node(*node)), u128::from(*nonce) << 64);
+                let started = NodeStarted { node, nonce, replaces, wall_ms: 0, info: Default::default() };
                 self.direct(Command::NodeStarted(started))
             }
             Op::Lose { node, right_term, former } => {
@@ -152,7 +162,8 @@ impl Driver {
                     self.former.push((node, stream.incarnation));
                 }
                 self.direct(Command::RemoveNode { node: NodeId(node) })?;
-                self.direct(Command::NodeStarted(self.starts[&node].clone()))?;
+                let last = self.starts[&node].last().cloned().ok_or("it never started")?;
+                self.direct(Command::NodeStarted(last))?;
                 self.join()
             }
             Op::Batch { node, cmds, time } => self.at(*time, |d| d.batch(d.node(*node), cmds)),

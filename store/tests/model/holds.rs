@@ -27,6 +27,7 @@ impl Driver {
                 Outcome::Fenced => reached.push("fenced"),
                 Outcome::QueueFull => reached.push("queue full"),
                 Outcome::Void => reached.push("void"),
+                Outcome::StartOutdated(_) => reached.push("start outdated"),
                 _ => {}
             }
         }
@@ -34,6 +35,7 @@ impl Driver {
             reached.push(match effect {
                 Effect::Gap { .. } => "gap",
                 Effect::Kick { .. } => "kick",
+                Effect::Withdraw { .. } => "withdrawn",
                 Effect::IncarnationClosed { .. } => "incarnation closed",
                 Effect::Deliver { delivery, .. } if delivery.message.topic.as_str().starts_with("w/") => "will",
                 Effect::Deliver { delivery, .. } if delivery.retain => "retained",

@@ -32,6 +32,8 @@ pub(crate) struct Expected {
     pub(crate) sent: Vec<Sent>,
     pub(crate) kicks: Vec<(Incarnation, SessionRef, KickReason)>,
     pub(crate) closed: Vec<Incarnation>,
+    /// Rows that a connection must not send any more.
+    pub(crate) withdrawn: Vec<(Incarnation, SessionRef, u64)>,
 }
 
 /// Its answer to the proposer.
@@ -101,6 +103,7 @@ pub(crate) struct Model {
     out: Vec<Sent>,
     kicks: Vec<(Incarnation, SessionRef, KickReason)>,
     closed: Vec<Incarnation>,
+    withdrawn: Vec<(Incarnation, SessionRef, u64)>,
 }
 
 impl Model {
@@ -137,6 +140,7 @@ impl Model {
             sent: take(&mut self.out),
             kicks: std::mem::take(&mut self.kicks),
             closed: std::mem::take(&mut self.closed),
+            withdrawn: std::mem::take(&mut self.withdrawn),
         }
     }
 
@@ -198,6 +202,8 @@ impl Model {
             Command::NodeStarted(n) => self.node_started(position, n),
             Command::NodeLost { incarnation, term: said } => self.node_lost(*incarnation, *said == term),
             Command::Tick => Want::Is(Outcome::Done),
+            // The first node starts under the first id; nobody else may get that.
+            Command::AllocateNode { .. } if self.nodes.is_empty() => Want::Is(Outcome::Void),
             Command::AllocateNode { token, info } => {
                 if let Some((id, _)) = self.nodes.iter().find(|(_, n)| n.token == *token) {
                     return Want::Is(Outcome::NodeAllocated(*id));
@@ -386,11 +392,19 @@ impl Model {
     }
 
     fn node_started(&mut self, position: Position, started: &NodeStarted) -> Want {
+        if self.nodes.is_empty() && started.node.0 == self.next_node + 1 {
+            self.next_node += 1;
+            let unasked = Node { token: 0, info: started.info.clone(), nonce: None, incarnation: None };
+            self.nodes.insert(started.node, unasked);
+        }
         let Some(node) = self.nodes.get_mut(&started.node) else { return Want::Is(Outcome::Void) };
         if let (Some(nonce), Some(incarnation)) = (node.nonce, node.incarnation)
             && nonce == started.nonce
         {
             return Want::Is(Outcome::NodeStarted(incarnation));
+        }
+        if node.incarnation != started.replaces {
+            return Want::Is(Outcome::StartOutdated(node.incarnation));
         }
         let incarnation = Incarnation(position);
         let former = node.incarnation.replace(incarnation);

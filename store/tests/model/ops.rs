@@ -10,8 +10,10 @@ const CLIENTS: u8 = 5;
 pub(crate) enum Op {
     /// A node starts anew.
     Start(u8),
-    /// The last `NodeStarted` of a node arrives again.
-    StartAgain(u8),
+    /// A `NodeStarted` of a node arrives again, the last or an earlier one.
+    StartAgain { node: u8, back: u8 },
+    /// A `NodeStarted` that names a life which is not the node's latest.
+    StartUnaware { node: u8, nonce: u8 },
     /// A leader says that a node is lost.
     Lose { node: u8, right_term: bool, former: bool },
     /// Another leader.
@@ -171,7 +173,8 @@ fn op() -> impl Strategy<Value = Op> {
     let flag = prop::bool::weighted;
     prop_oneof![
         1 => any::<u8>().prop_map(Op::Start),
-        1 => any::<u8>().prop_map(Op::StartAgain),
+        1 => (any::<u8>(), 0..3_u8).prop_map(|(node, back)| Op::StartAgain { node, back }),
+        1 => (any::<u8>(), 1..9_u8).prop_map(|(node, nonce)| Op::StartUnaware { node, nonce }),
         2 => (any::<u8>(), flag(0.7), flag(0.2))
             .prop_map(|(node, right_term, former)| Op::Lose { node, right_term, former }),
         1 => Just(Op::NewTerm),
@@ -210,6 +213,22 @@ pub(crate) fn ops_over_long_queues() -> impl Strategy<Value = Vec<Op>> {
     (ops(5), prop::collection::vec(prop_oneof![2 => flood, 4 => settle, 5 => op()], 5..30)).prop_map(
         |(mut history, rest)| {
             history.extend(rest);
+            history
+        },
+    )
+}
+
+/// A history of long queues that are full.
+pub(crate) fn ops_over_long_full_queues() -> impl Strategy<Value = Vec<Op>> {
+    let bound = (prop_oneof![Just(700), 10_000..40_000_u64], any::<bool>())
+        .prop_map(|(bytes, drop_oldest)| Op::Bound { bytes, drop_oldest });
+    let bounds = prop::collection::vec((any::<prop::sample::Index>(), bound), 1..4);
+    (prop::collection::vec(settled_client(), 1..3), ops_over_long_queues(), bounds).prop_map(
+        |(clients, rest, bounds)| {
+            let mut history: Vec<Op> = clients.into_iter().flatten().chain(rest).collect();
+            for (at, bound) in bounds {
+                history.insert(at.index(history.len()), bound);
+            }
             history
         },
     )

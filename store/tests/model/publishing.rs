@@ -13,6 +13,9 @@ use super::matching::matches;
 use super::state::{Msg, Row, Session, Sub};
 use super::{Model, Sent};
 
+/// Rows that may make room for one message.
+const LOOKED_AT: usize = 256;
+
 /// How one session gets a message: once, at the highest QoS of the subscriptions that match [MQTT-3.3.4-2].
 struct Copy {
     session: SessionId,
@@ -139,7 +142,18 @@ impl Model {
         let Some(session) = self.sessions.get_mut(&session) else { return };
         let mut seq = None;
         if qos > QoS::AtMostOnce && session.durable {
-            if !session.has_room_for(charge, max, policy) {
+            let (has_room, gone) = session.make_room_for(charge, max, policy);
+            session.dropped += gone.len() as u64;
+            let (id, owner, reference) = (session.id, session.owner, session.reference());
+            for (seq, row) in gone {
+                if row.fresh {
+                    // It comes and goes in one entry: nobody hears of it.
+                    self.out.retain(|sent| sent.to.session != id || sent.seq != Some(seq));
+                } else {
+                    self.withdrawn.extend(owner.map(|owner| (owner, reference, seq)));
+                }
+            }
+            if !has_room {
                 session.dropped += 1;
                 return;
             }
@@ -165,18 +179,30 @@ impl Model {
 }
 
 impl Session {
-    /// Makes room where the policy is to drop: the oldest rows that were certainly not sent.
-    fn has_room_for(&mut self, charge: u64, max: u64, policy: QueueFullPolicy) -> bool {
-        while self.bytes() + charge > max {
-            let unsent = self.maybe_sent_end().0;
-            match self.rows.range(unsent..).next().map(|(seq, _)| *seq) {
-                Some(oldest) if policy == QueueFullPolicy::DropOldest => {
-                    self.rows.remove(&oldest);
-                    self.dropped += 1;
-                }
-                _ => return false,
-            }
+    /// Whether there is room, where the policy is to drop after the oldest rows that were certainly not sent have
+    /// gone. They go when that suffices; else only what is above the bound as it is.
+    fn make_room_for(&mut self, charge: u64, max: u64, policy: QueueFullPolicy) -> (bool, Vec<(u64, Row)>) {
+        let bytes = self.bytes();
+        if bytes + charge <= max {
+            return (true, Vec::new());
         }
-        true
+        if charge > max || policy != QueueFullPolicy::DropOldest {
+            return (false, Vec::new());
+        }
+        let unsent = self.maybe_sent_end().0;
+        let oldest: Vec<(u64, u64)> =
+            self.rows.range(unsent..).take(LOOKED_AT).map(|(seq, row)| (*seq, row.charge)).collect();
+        let suffices = bytes + charge <= max + oldest.iter().map(|(_, charge)| charge).sum::<u64>();
+        let wanted = if suffices { bytes + charge } else { bytes };
+        let mut freed = 0;
+        let mut gone = Vec::new();
+        for (seq, charge) in oldest {
+            if wanted <= max + freed {
+                break;
+            }
+            freed += charge;
+            gone.extend(self.rows.remove_entry(&seq));
+        }
+        (suffices, gone)
     }
 }

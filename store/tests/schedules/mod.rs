@@ -1,10 +1,12 @@
 //! The schedules, by what they are about.
 
 mod bounded;
+mod cursors;
 mod nodes;
 mod qos2;
 mod queue;
 mod retained;
+mod room;
 mod sessions;
 mod settings;
 mod wills;

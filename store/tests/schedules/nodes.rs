@@ -76,7 +76,7 @@ fn a_node_lost_again_or_of_a_former_life_is_void() {
 #[test]
 fn a_start_that_is_repeated_opens_nothing_and_closes_nothing() {
     let mut rig = Rig::with_nodes(1);
-    let started = NodeStarted { node: NodeId(1), nonce: 77, wall_ms: 0, info: Default::default() };
+    let started = rig.node_started(1, 77);
     let first = rig.direct(Command::NodeStarted(started.clone()));
     let Outcome::NodeStarted(incarnation) = first.outcome() else { panic!("{first:?}") };
     rig.nodes.insert(1, crate::testkit::Stream { incarnation, last: 0 });
@@ -91,6 +91,30 @@ fn a_start_that_is_repeated_opens_nothing_and_closes_nothing() {
     let batch = rig.next_batch(1, vec![Command::Connect(connect("q"))]);
     assert!(rig.append(batch).is_silent());
     assert!(!rig.machine.nodes()[0].up);
+}
+
+#[test]
+fn a_start_that_arrives_when_the_node_has_started_anew_closes_nothing() {
+    let mut rig = Rig::with_nodes(1);
+    let late = rig.node_started(1, 76);
+    let repeated = rig.node_started(1, 77);
+    let Outcome::NodeStarted(incarnation) = rig.direct(Command::NodeStarted(repeated.clone())).outcome() else {
+        panic!("the first of the two was refused")
+    };
+    rig.nodes.insert(1, crate::testkit::Stream { incarnation, last: 0 });
+    rig.start(1);
+    let now = rig.incarnation(1);
+    let p = rig.publisher(1, "p");
+    for outdated in [late, repeated] {
+        let happened = rig.direct(Command::NodeStarted(outdated));
+        assert_eq!(happened.outcome(), Outcome::StartOutdated(Some(now)));
+        assert!(happened.closed().is_empty());
+    }
+    assert!(rig.publish(1, publish(p, 1, "t", "still here")).is_applied());
+    // A process that has just begun knows of no life, is told, and follows.
+    let unaware = NodeStarted { replaces: None, ..rig.node_started(1, 78) };
+    assert_eq!(rig.direct(Command::NodeStarted(unaware)).outcome(), Outcome::StartOutdated(Some(now)));
+    assert_eq!(rig.start(1).closed(), [now]);
 }
 
 #[test]
@@ -176,12 +200,22 @@ fn the_id_of_a_removed_node_never_comes_back() {
     assert_eq!((removed.outcome(), removed.closed()), (Outcome::Done, vec![closed]));
     assert_eq!(rig.direct(Command::RemoveNode { node: NodeId(3) }).outcome(), Outcome::Void);
     rig.reopen();
-    let started = NodeStarted { node: NodeId(3), nonce: 5, wall_ms: 0, info: Default::default() };
+    let started = rig.node_started(3, 5);
     assert_eq!(rig.direct(Command::NodeStarted(started)).outcome(), Outcome::Void);
     let allocate = |token| Command::AllocateNode { token, info: Default::default() };
     assert_eq!(rig.direct(allocate(4)).outcome(), Outcome::NodeAllocated(NodeId(4)));
     assert_eq!(rig.direct(allocate(4)).outcome(), Outcome::NodeAllocated(NodeId(4)), "the same token again");
     assert_eq!(rig.direct(allocate(5)).outcome(), Outcome::NodeAllocated(NodeId(5)));
+}
+
+/// A joiner that asks a cluster which has only just begun must not become its first node.
+#[test]
+fn no_id_is_allocated_before_the_first_node_has_started() {
+    let mut rig = Rig::new();
+    let allocate = Command::AllocateNode { token: 7, info: Default::default() };
+    assert_eq!(rig.direct(allocate.clone()).outcome(), Outcome::Void);
+    rig.start(1);
+    assert_eq!(rig.direct(allocate).outcome(), Outcome::NodeAllocated(NodeId(2)));
 }
 
 #[test]

@@ -1,6 +1,8 @@
-//! Rows that count how many of them are read and written.
+//! Rows that count how many of them are read and written, and over how many deleted ones a scan passes: a database
+//! keeps those for long, and passing over them costs as much as reading.
 
-use std::ops::ControlFlow;
+use std::collections::BTreeSet;
+use std::ops::{Bound, ControlFlow};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -29,12 +31,13 @@ impl Counter {
 #[derive(Debug)]
 pub(crate) struct CountingRows {
     rows: MemRows,
+    deleted: BTreeSet<Box<[u8]>>,
     counter: Counter,
 }
 
 impl CountingRows {
     pub(crate) fn new(rows: MemRows) -> Self {
-        Self { rows, counter: Counter::default() }
+        Self { rows, deleted: BTreeSet::new(), counter: Counter::default() }
     }
 
     pub(crate) fn counter(&self) -> Counter {
@@ -53,16 +56,33 @@ impl RowRead for CountingRows {
     }
 
     fn scan(&self, from: &[u8], to: &[u8], f: &mut RowVisitor<'_>) -> Result<(), RowsError> {
+        let mut end: Box<[u8]> = to.into();
         self.rows.scan(from, to, &mut |key, value| -> ControlFlow<()> {
             self.counter.add(1);
-            f(key, value)
-        })
+            let flow = f(key, value);
+            if flow.is_break() {
+                end = key.into();
+            }
+            flow
+        })?;
+        if from < &*end {
+            self.counter
+                .add(self.deleted.range::<[u8], _>((Bound::Included(from), Bound::Excluded(&*end))).count() as u64);
+        }
+        Ok(())
     }
 }
 
 impl RowStore for CountingRows {
     fn write(&mut self, rows: RowBatch) -> Result<(), RowsError> {
         self.counter.add(rows.0.len() as u64);
+        for (key, value) in &rows.0 {
+            if value.is_some() {
+                self.deleted.remove(key.as_bytes());
+            } else if self.rows.get(key.as_bytes())?.is_some() {
+                self.deleted.insert(key.as_bytes().into());
+            }
+        }
         self.rows.write(rows)
     }
 }

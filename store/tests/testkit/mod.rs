@@ -78,7 +78,10 @@ impl Rig {
     pub(crate) fn with_nodes(nodes: u64) -> Self {
         let mut rig = Self::new();
         for node in 1..=nodes {
-            rig.allocate(node);
+            // The first of all starts unasked.
+            if node > 1 {
+                rig.allocate(node);
+            }
             rig.start(node);
         }
         rig
@@ -120,11 +123,15 @@ impl Rig {
 
     /// A direct entry, and all that it leaves to be continued.
     pub(crate) fn direct(&mut self, command: Command) -> Happened {
-        self.nonce += 1;
-        let batch = Batch { origin: Origin::Direct { nonce: self.nonce }, commands: vec![command] };
-        let mut happened = self.append(batch);
+        let mut happened = self.direct_undrained(command);
         happened.0.extend(self.drain().0);
         happened
+    }
+
+    /// A direct entry.
+    pub(crate) fn direct_undrained(&mut self, command: Command) -> Happened {
+        self.nonce += 1;
+        self.append(Batch { origin: Origin::Direct { nonce: self.nonce }, commands: vec![command] })
     }
 
     /// The next batch of a node's stream.
@@ -161,11 +168,17 @@ impl Rig {
     /// Starts a node anew.
     pub(crate) fn start(&mut self, node: u64) -> Happened {
         self.nonce += 1;
-        let started = NodeStarted { node: NodeId(node), nonce: self.nonce, wall_ms: 0, info: NodeInfo::default() };
+        let started = self.node_started(node, self.nonce);
         let happened = self.direct(Command::NodeStarted(started));
         let Outcome::NodeStarted(incarnation) = happened.outcome() else { panic!("{happened:?}") };
         self.nodes.insert(node, Stream { incarnation, last: 0 });
         happened
+    }
+
+    /// A start of a node that knows of its latest life.
+    pub(crate) fn node_started(&self, node: u64, nonce: u128) -> NodeStarted {
+        let replaces = self.nodes.get(&node).map(|stream| stream.incarnation);
+        NodeStarted { node: NodeId(node), nonce, replaces, wall_ms: 0, info: NodeInfo::default() }
     }
 
     /// The leader of this term declares a node's incarnation lost.
@@ -187,6 +200,11 @@ impl Rig {
     /// Connects; panics unless connected.
     pub(crate) fn connect(&mut self, node: u64, connect: Connect) -> Connected {
         self.batch(node, vec![Command::Connect(connect)]).connected()
+    }
+
+    /// Connects, and leaves what is to be continued as it is.
+    pub(crate) fn connect_undrained(&mut self, node: u64, connect: Connect) -> SessionRef {
+        self.batch_undrained(node, vec![Command::Connect(connect)]).connected().session
     }
 
     /// A durable session that has subscribed to `to` at QoS `q`.
@@ -288,6 +306,15 @@ impl Happened {
     /// Payloads of all deliveries to a session, as text.
     pub(crate) fn sent(&self, session: SessionId) -> Vec<String> {
         self.to(session).iter().map(|d| text(&d.message.payload)).collect()
+    }
+
+    /// Rows that a session's connection is told not to send any more.
+    pub(crate) fn withdrawn(&self, from: SessionRef) -> Vec<u64> {
+        let withdrawn = |effect: &Effect| match effect {
+            Effect::Withdraw { from: of, seq, .. } if *of == from => Some(seq.0),
+            _ => None,
+        };
+        self.0.iter().filter_map(withdrawn).collect()
     }
 
     /// Whether the machine has nothing to say to anybody.

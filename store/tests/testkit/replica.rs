@@ -130,6 +130,8 @@ fn concerns(effect: &Effect, whom: Option<Incarnation>) -> bool {
         Effect::Applied { incarnation, .. }
         | Effect::Gap { incarnation, .. }
         | Effect::IncarnationClosed { incarnation, .. } => Some(*incarnation) == whom,
-        Effect::Deliver { owner, .. } | Effect::Kick { owner, .. } => Some(*owner) == whom,
+        Effect::Deliver { owner, .. } | Effect::Withdraw { owner, .. } | Effect::Kick { owner, .. } => {
+            Some(*owner) == whom
+        }
     }
 }

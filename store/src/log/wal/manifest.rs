@@ -42,8 +42,9 @@ impl Findings for Intact {
 ///
 /// Falling back to an earlier MANIFEST never mixes states: it is a whole, earlier list of files, and RocksDB
 /// refuses to open when one of them is gone. *Whether something is missing that was synced is for the caller to
-/// know*: the log finds out by its chain of sequence numbers ([`super::check`]), rows by their applied index
-/// against the log's purged one.
+/// know*: the log finds out by its chain of sequence numbers ([`super::check`]). Of rows this takes damage in the
+/// *middle* for a torn end, too, and they fall back to what was flushed before it; that is caught where the node
+/// starts, which refuses rows whose applied index lies before what the log still has.
 ///
 /// # Errors
 /// The disk's.
