@@ -1,7 +1,7 @@
 //! The apply thread: the only owner of the state machine.
 //!
-//! One std thread applies committed entries run by run: decode, `machine.apply`, one atomic row write for
-//! the whole run, then the effects, and only then openraft's responders. Whatever else needs the machine
+//! One std thread applies committed entries run by run, decoded before they come here: `machine.apply`, one atomic
+//! row write for the whole run, then the effects, and only then openraft's responders. Whatever else needs the machine
 //! (QoS 0 routing, digests) queues for the same thread. It never does network I/O and never waits for
 //! anything but its queue and the row store. When it cannot apply an entry it stops for good: the process
 //! ends, because a replica must not guess or skip.
@@ -13,7 +13,7 @@ use std::thread;
 
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
-use openraft::storage::EntryResponder;
+use openraft::storage::{ApplyResponder, EntryResponder};
 use quorate_store::codec::{self, CodecError};
 use quorate_store::command::{Batch, Command, Origin};
 use quorate_store::effect::{Effect, EffectSink};
@@ -27,7 +27,7 @@ use tracing::{debug, error};
 use crate::consensus::AppliedView;
 use crate::encoding::{self, EncodingError};
 use crate::peer::AddressBook;
-use crate::types::{LogId, StoredMembership, Types};
+use crate::types::{LogId, Membership, StoredMembership, Types};
 
 /// Takes the effects of this node on the apply thread. Implemented beside the proposer; must never block.
 ///
@@ -91,9 +91,22 @@ pub(crate) struct AppliedState {
     pub(crate) membership: StoredMembership,
 }
 
+/// An entry, decoded, and who is told that it is applied.
+struct Decoded {
+    log_id: LogId,
+    what: What,
+    responder: Option<ApplyResponder<Types>>,
+}
+
+enum What {
+    Batch { stamp: ClusterTime, batch: Batch },
+    Blank,
+    Membership(Membership),
+}
+
 enum Work {
     Run {
-        entries: Vec<EntryResponder<Types>>,
+        entries: Vec<Decoded>,
         done: oneshot::Sender<Result<(), ApplyError>>,
     },
     Job(MachineJob),
@@ -113,6 +126,25 @@ struct Shared {
     state: Mutex<AppliedState>,
     reader: RwLock<RowsReader>,
     view: watch::Sender<AppliedView>,
+    needs: watch::Sender<Needs>,
+}
+
+/// What the machine needs ticks for. Replaced only when it changes: who looks at it is not woken by each run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Needs {
+    /// It has deadlines: a tick each second.
+    pub(crate) time: bool,
+    /// It has continuations: a tick at once.
+    pub(crate) work: bool,
+}
+
+impl Shared {
+    fn set_view(&self, view: AppliedView) {
+        let needs = Needs { time: view.has_deadlines, work: view.has_continuations };
+        // First, so that who has seen the view sees these, too.
+        self.needs.send_if_modified(|now| std::mem::replace(now, needs) != needs);
+        self.view.send_replace(view);
+    }
 }
 
 /// Hands work to the apply thread. Cheap to clone.
@@ -130,8 +162,10 @@ impl ApplyHandle {
             jobs: AtomicUsize::new(0),
             state: Mutex::new(state),
             reader: RwLock::new(machine.store().reader()),
-            view: watch::Sender::new(view_of(&machine)),
+            view: watch::Sender::new(AppliedView::default()),
+            needs: watch::Sender::new(Needs::default()),
         });
+        shared.set_view(view_of(&machine));
         let (queue, work) = mpsc::channel();
         let thread = ApplyThread { machine, observer: None, shared: shared.clone(), addresses };
         thread.tell_addresses();
@@ -168,9 +202,32 @@ impl ApplyHandle {
         answered.await.map_err(|_| ApplyBusy)
     }
 
+    /// Decodes a run of entries here and queues it, so that the apply thread, which all else waits for, does not
+    /// decode and may apply another run meanwhile.
+    pub(crate) fn begin(&self, entries: Vec<EntryResponder<Types>>) -> Result<Run, ApplyError> {
+        let decode = |(entry, responder): EntryResponder<Types>| {
+            let log_id = entry.log_id();
+            let what = match entry.payload() {
+                EntryPayload::Normal(proposal) => {
+                    let batch = codec::decode(&proposal.bytes)
+                        .map_err(|error| ApplyError::Batch { index: log_id.index, error })?;
+                    What::Batch { stamp: proposal.stamp, batch }
+                }
+                EntryPayload::Blank => What::Blank,
+                EntryPayload::Membership(membership) => What::Membership(membership.clone()),
+            };
+            Ok::<_, ApplyError>(Decoded { log_id, what, responder })
+        };
+        let entries = entries.into_iter().map(decode).collect::<Result<_, _>>()?;
+        let (done, is_done) = oneshot::channel();
+        self.queue.send(Work::Run { entries, done }).map_err(|_| ApplyError::Stopped)?;
+        Ok(Run(is_done))
+    }
+
     /// Applies a run of entries; returns when their rows are readable.
+    #[cfg(test)]
     pub(crate) async fn run(&self, entries: Vec<EntryResponder<Types>>) -> Result<(), ApplyError> {
-        self.ask(|done| Work::Run { entries, done }).await
+        self.begin(entries)?.applied().await
     }
 
     /// Goes on with `machine`.
@@ -204,9 +261,24 @@ impl ApplyHandle {
         self.shared.view.subscribe()
     }
 
+    /// What it needs ticks for.
+    pub(crate) fn needs(&self) -> watch::Receiver<Needs> {
+        self.shared.needs.subscribe()
+    }
+
     /// Reads applied rows. Ask again each time: an installed snapshot comes with other rows.
     pub(crate) fn reader(&self) -> RowsReader {
         self.shared.reader.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// A run that is queued.
+pub(crate) struct Run(oneshot::Receiver<Result<(), ApplyError>>);
+
+impl Run {
+    /// Waits until its rows are readable.
+    pub(crate) async fn applied(self) -> Result<(), ApplyError> {
+        self.0.await.map_err(|_| ApplyError::Stopped)?
     }
 }
 
@@ -273,29 +345,23 @@ impl ApplyThread {
         debug!("apply thread: nobody is left to give it work");
     }
 
-    fn apply_run(&mut self, entries: Vec<EntryResponder<Types>>) -> Result<(), ApplyError> {
+    fn apply_run(&mut self, entries: Vec<Decoded>) -> Result<(), ApplyError> {
         let mut responders = Vec::new();
         let mut last = None;
         let mut membership = None;
         let mut addresses_changed = false;
-        for (entry, responder) in entries {
-            let log_id = entry.log_id();
-            let stamp = match entry.payload() {
-                EntryPayload::Normal(proposal) => proposal.stamp,
-                EntryPayload::Blank | EntryPayload::Membership(_) => ClusterTime(0),
-            };
-            let context = EntryContext { index: log_id.index, term: *log_id.leader_id, stamp };
-            match entry.payload() {
-                EntryPayload::Normal(proposal) => {
-                    let batch: Batch = codec::decode(&proposal.bytes)
-                        .map_err(|error| ApplyError::Batch { index: log_id.index, error })?;
+        for Decoded { log_id, what, responder } in entries {
+            let context = |stamp| EntryContext { index: log_id.index, term: *log_id.leader_id, stamp };
+            match what {
+                What::Batch { stamp, batch } => {
                     addresses_changed |= changes_addresses(&batch);
-                    self.machine.apply(context, &batch, &mut Sink(self.observer.as_mut()))?;
+                    self.machine.apply(context(stamp), &batch, &mut Sink(self.observer.as_mut()))?;
                 }
-                EntryPayload::Blank => self.machine.note(context, None)?,
-                EntryPayload::Membership(m) => {
-                    let stored = StoredMembership::new(Some(log_id), m.clone());
-                    self.machine.note(context, Some(&encoding::encode_stored_membership(&stored)?))?;
+                What::Blank => self.machine.note(context(ClusterTime(0)), None)?,
+                What::Membership(m) => {
+                    let stored = StoredMembership::new(Some(log_id), m);
+                    let encoded = encoding::encode_stored_membership(&stored)?;
+                    self.machine.note(context(ClusterTime(0)), Some(&encoded))?;
                     membership = Some(stored);
                 }
             }
@@ -318,7 +384,7 @@ impl ApplyThread {
         if let Some(observer) = &mut self.observer {
             observer.committed(view);
         }
-        self.shared.view.send_replace(view);
+        self.shared.set_view(view);
         for responder in responders {
             responder.send(());
         }
@@ -335,7 +401,7 @@ impl ApplyThread {
         if let Some(observer) = &mut self.observer {
             observer.installed(view);
         }
-        self.shared.view.send_replace(view);
+        self.shared.set_view(view);
         Ok(())
     }
 

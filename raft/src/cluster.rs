@@ -14,6 +14,7 @@ use quorate_store::ids::{ClusterTime, NodeId};
 use quorate_store::log::LogStats;
 use quorate_store::rows::RowsReader;
 use tokio::sync::{Mutex, watch};
+use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -49,8 +50,8 @@ pub(crate) struct Node {
     pub(crate) log_stats: Arc<LogStats>,
     pub(crate) peer_address: String,
     pub(crate) tasks: Tasks,
-    /// Ends the log's writer thread; taken by the first shutdown.
-    pub(crate) close_log: Mutex<Option<BoxFuture<'static, ()>>>,
+    /// Ends the log's writer thread and the copying of rows; taken by the first shutdown.
+    pub(crate) close_files: Mutex<Option<BoxFuture<'static, ()>>>,
     pub(crate) data_dir: DataDir,
 }
 
@@ -143,12 +144,13 @@ impl Cluster {
     }
 
     /// Hash of all rows here, with the applied index it belongs to: equal on all nodes at the same index. A
-    /// full scan: the node applies nothing meanwhile.
+    /// full scan, beside the apply thread.
     ///
     /// # Errors
-    /// When the rows cannot be read, or the apply thread is too busy.
+    /// When the rows cannot be read.
     pub async fn digest(&self) -> Result<(u64, u64), String> {
-        let digest = self.0.apply.with_machine(|machine| machine.digest().map(|d| (machine.applied().index, d)));
+        let rows = self.rows();
+        let digest = spawn_blocking(move || rows.digest());
         digest.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
     }
 
@@ -225,7 +227,7 @@ impl Cluster {
     /// Hands over leadership if this node leads, ends all tasks, flushes the rows. A second call does
     /// nothing.
     pub async fn shutdown(&self) {
-        let Some(close_log) = self.0.close_log.lock().await.take() else { return };
+        let Some(close_files) = self.0.close_files.lock().await.take() else { return };
         if self.0.consensus.leader_watch().borrow().is_self {
             match self.0.members.transfer(None).await {
                 Ok(()) | Err(MembershipError::LastVoter(_)) => {}
@@ -239,7 +241,7 @@ impl Cluster {
         if let Err(error) = self.0.apply.stop().await {
             warn!(%error, "the rows were not flushed; the log is replayed at the next start");
         }
-        close_log.await;
+        close_files.await;
         info!(node = %self.node_id(), "this node has stopped");
     }
 }
@@ -249,10 +251,10 @@ impl Cluster {
     /// purpose. For tests.
     #[doc(hidden)]
     pub async fn crash(&self) {
-        let Some(close_log) = self.0.close_log.lock().await.take() else { return };
+        let Some(close_files) = self.0.close_files.lock().await.take() else { return };
         self.0.tasks.end().await;
         let _ = self.0.consensus.raft().shutdown().await;
-        close_log.await;
+        close_files.await;
     }
 }
 
@@ -293,11 +295,13 @@ impl Cluster {
     async fn admit_here(&self, request: &JoinRequest) -> Result<JoinGrant, Attempt> {
         let allocate = Command::AllocateNode { token: request.token, info: request.info.clone() };
         let node = match self.propose_direct(allocate).await {
-            Ok(Outcome::NodeAllocated(node)) => node,
-            Ok(_) => {
-                let why = "the node of this token was removed; start it on an empty data directory".to_owned();
-                return Err(Attempt::Refused(JoinError::Refused(why)));
+            Ok(Outcome::NodeAllocated(node)) if node != self.node_id() => node,
+            Ok(Outcome::NodeAllocated(_)) => {
+                let why = "it joins with the token of this very node: is its data directory a copy?";
+                return Err(Attempt::Refused(JoinError::Refused(why.into())));
             }
+            // Ids are given out from the moment at which the bootstrapping node has the first.
+            Ok(_) => return Err(Attempt::Again("the cluster is just being made".into())),
             Err(error) => return Err(Attempt::Again(error.to_string())),
         };
         let member = Member { peer: request.info.peer.clone(), stays_learner: request.stays_learner };
@@ -328,3 +332,8 @@ impl Cluster {
         }
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic)]
+#[path = "cluster_tests.rs"]
+mod tests;

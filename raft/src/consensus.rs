@@ -16,6 +16,7 @@ use openraft::raft::linearizable_read::LinearizerOption;
 use quorate_store::ids::{ClusterTime, NodeId};
 use thiserror::Error;
 use tokio::sync::watch;
+use tokio::time::timeout;
 
 use crate::identity::ClusterId;
 use crate::responder::WriteResponder;
@@ -43,6 +44,19 @@ pub struct LeaderView {
     pub refusals: u64,
 }
 
+/// Waits for `pause`; less long when what was sent to the leader of `before` may have been dropped: another
+/// leads, or this node does and has dropped something. Take `before` before you send.
+///
+/// # Errors
+/// This node is shutting down.
+pub(crate) async fn pause_unless_dropped(
+    leader: &mut watch::Receiver<LeaderView>,
+    before: LeaderView,
+    pause: Duration,
+) -> Result<(), watch::error::RecvError> {
+    timeout(pause, leader.wait_for(|now| *now != before)).await.map_or(Ok(()), |changed| changed.map(|_| ()))
+}
+
 /// What this node has applied.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AppliedView {
@@ -62,6 +76,18 @@ pub struct AppliedView {
 pub(crate) trait StampClock: Send + Sync + 'static {
     /// Cluster time now.
     fn stamp(&self) -> ClusterTime;
+    /// It goes on from a running cluster's, or from wall clocks. Before, batches of clients are not stamped: what
+    /// is due would be by a time that is about to jump.
+    fn is_live(&self) -> bool;
+}
+
+/// What a batch that is to be appended is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Appended {
+    /// The next of a node's stream.
+    Stream,
+    /// Outside the streams: goes without live time, too, because time becomes live only when nodes have started.
+    Direct,
 }
 
 /// Why [`Consensus::append`] did not append. In every one of these cases nothing was appended.
@@ -79,8 +105,8 @@ pub(crate) enum AppendRefused {
         /// Bytes that wait.
         unflushed_bytes: usize,
     },
-    /// The core has just refused a proposal (no majority in contact, or leadership being handed over). Try
-    /// again in a few milliseconds.
+    /// The core has just refused a proposal (no majority in contact, or leadership being handed over), or there is
+    /// no cluster time yet. Try again in a few milliseconds.
     #[error("this leader takes no proposals just now")]
     Paused,
     /// Raft has stopped on this node (shutdown, or a fatal storage error).
@@ -124,6 +150,10 @@ struct Shared {
     started: Instant,
     /// Milliseconds since `started` until which appends are refused.
     paused_until_ms: AtomicU64,
+    /// The newest term in which a majority has answered this leader: before, openraft drops what it is given.
+    proven_term: AtomicU64,
+    /// Milliseconds since `started` at which a leader last sent anything, plus one; 0: never.
+    appended_ms: AtomicU64,
     lease: Duration,
 }
 
@@ -158,6 +188,8 @@ impl Consensus {
             applied,
             started: Instant::now(),
             paused_until_ms: AtomicU64::new(0),
+            proven_term: AtomicU64::new(0),
+            appended_ms: AtomicU64::new(0),
             lease,
         }))
     }
@@ -186,19 +218,22 @@ impl Consensus {
     /// for the disk, the commit or apply. `Ok` means *unknown*: the core may still drop it. The outcome is
     /// seen in this node's own applied log, or not at all; whenever an enqueued batch was dropped,
     /// [`LeaderView`] changes afterwards (its term, or `refusals`).
-    pub(crate) async fn append(&self, bytes: Bytes) -> Result<(), AppendRefused> {
+    pub(crate) async fn append(&self, bytes: Bytes, what: Appended) -> Result<(), AppendRefused> {
         let shared = &self.0;
         let view = *shared.view.borrow();
         if !view.is_self {
             return Err(AppendRefused::NotLeader { leader: view.leader });
         }
-        if self.now_ms() < shared.paused_until_ms.load(Ordering::Relaxed) {
+        if self.now_ms() < shared.paused_until_ms.load(Ordering::Relaxed) || !self.is_proven(view.term) {
             return Err(AppendRefused::Paused);
         }
         if let Some(unflushed_bytes) = self.overload() {
             return Err(AppendRefused::Overloaded { unflushed_bytes });
         }
         let Some(clock) = shared.clock.get() else { return Err(AppendRefused::Paused) };
+        if what == Appended::Stream && !clock.is_live() {
+            return Err(AppendRefused::Paused);
+        }
         let proposal = Proposal { stamp: clock.stamp(), bytes };
         // Weak: the core must not keep itself alive through what waits in it.
         let this = Arc::downgrade(&self.0);
@@ -213,6 +248,20 @@ impl Consensus {
     /// Bytes of log that wait for this node's disk, when they are above the bound.
     pub(crate) fn overload(&self) -> Option<usize> {
         Some((self.0.unflushed_bytes)()).filter(|bytes| *bytes > self.0.unflushed_bytes_max)
+    }
+
+    /// Whether a majority has answered this leader in `term`. Until then openraft drops proposals (its lease
+    /// is not valid yet), so that what was enqueued right after an election would have to be sent again.
+    fn is_proven(&self, term: u64) -> bool {
+        let proven = &self.0.proven_term;
+        if proven.load(Ordering::Relaxed) == term {
+            return true;
+        }
+        let is_proven = self.quorum_acked_at().is_some_and(|at| at.elapsed() < self.0.lease);
+        if is_proven {
+            proven.store(term, Ordering::Relaxed);
+        }
+        is_proven
     }
 
     fn refused(&self) {
@@ -249,6 +298,27 @@ impl Consensus {
         metrics.last_quorum_acked.and_then(|at| std_instant(&at.into_inner()))
     }
 
+    /// A leader of `term` has sent entries or a heartbeat.
+    pub(crate) fn leader_appended(&self, term: u64) {
+        // One that was deposed says nothing of who leads now.
+        if term >= self.0.view.borrow().term {
+            self.0.appended_ms.store(self.now_ms().saturating_add(1), Ordering::Relaxed);
+        }
+    }
+
+    /// When the leader last sent anything to this node, which does not lead.
+    pub(crate) fn leader_heard_at(&self) -> Option<Instant> {
+        let ms = self.0.appended_ms.load(Ordering::Relaxed).checked_sub(1)?;
+        self.0.started.checked_add(Duration::from_millis(ms))
+    }
+
+    /// Whether `node` is in the membership in force.
+    pub(crate) fn is_member(&self, node: NodeId) -> bool {
+        let metrics = self.0.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_node(&node.0).is_some()
+    }
+
     /// Leader only: an index such that a state that has applied it reflects everything acknowledged
     /// before this call (ReadIndex, Raft §6.4: a majority confirms the leader meanwhile). Never by lease.
     pub(crate) async fn read_index(&self) -> Result<u64, ReadIndexError> {
@@ -261,6 +331,17 @@ impl Consensus {
             Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => Err(ReadIndexError::NoQuorum),
             Err(RaftError::Fatal(_)) => Err(ReadIndexError::Stopped),
         }
+    }
+
+    /// Last index that this node knows to be committed.
+    pub(crate) fn committed_index(&self) -> u64 {
+        let metrics = self.0.raft.data_metrics();
+        metrics.borrow_watched().local_committed.map_or(0, |id| id.index)
+    }
+
+    /// Last index that is applied here.
+    pub(crate) fn applied_index(&self) -> u64 {
+        self.0.applied.borrow().index
     }
 
     /// Log id of this node's last entry.
@@ -289,5 +370,27 @@ impl Consensus {
             }
         }
         self.0.view.send_modify(|view| *view = LeaderView { leader: None, is_self: false, ..*view });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_for_an_outcome_is_told_that_what_was_sent_was_dropped() {
+        let leads = LeaderView { leader: Some(NodeId(1)), term: 3, is_self: true, refusals: 7 };
+        let (view, mut watch) = watch::channel(leads);
+        let long = Duration::from_secs(3600);
+        for now in [LeaderView { refusals: 8, ..leads }, LeaderView { term: 4, ..leads }] {
+            // Also when it was told before the wait began.
+            view.send_replace(now);
+            let told = timeout(Duration::from_secs(20), pause_unless_dropped(&mut watch, leads, long));
+            told.await.unwrap().unwrap();
+        }
+        let now = *view.borrow();
+        pause_unless_dropped(&mut watch, now, Duration::from_millis(1)).await.unwrap();
+        drop(view);
+        assert!(pause_unless_dropped(&mut watch, now, long).await.is_err(), "this node shuts down");
     }
 }

@@ -5,7 +5,7 @@
 
 use quorate_store::command::SessionRef;
 use quorate_store::effect::{Delivery, KickReason, Outcome};
-use quorate_store::ids::{ClusterTime, Incarnation};
+use quorate_store::ids::{ClusterTime, Incarnation, QueueSeq};
 
 /// Which request of which connection an outcome answers. Opaque here; `generation` lets the front end
 /// reuse slots without a late answer hitting the wrong connection.
@@ -33,6 +33,13 @@ pub enum NodeEvent {
     },
     /// Send this to a connection.
     Deliver(Delivery),
+    /// A row that was not sent is gone: do not send it any more.
+    Withdraw {
+        /// Which connection.
+        from: SessionRef,
+        /// Which row.
+        seq: QueueSeq,
+    },
     /// Disconnect this connection.
     Kick {
         /// Which.

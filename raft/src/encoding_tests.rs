@@ -1,33 +1,18 @@
-//! The bytes of openraft's values on disk and on the wire, held fast by fixtures in `raft/tests/golden`.
-//!
-//! A test that fails here means that a node of this build would not understand what an older one wrote.
-//! `QUORATE_WRITE_GOLDEN=1` writes fixtures that do not exist yet; it never changes one that does.
+//! The bytes of openraft's values on disk and on the wire.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::PathBuf;
 
 use bytes::Bytes;
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
-use quorate_store::codec::{self, Enveloped};
 use quorate_store::ids::ClusterTime;
 
 use super::*;
 use crate::entry::LogEntry;
+use crate::golden::{frame, golden};
 use crate::wire::{
     Answer, AnswerBody, AppendBody, AppendedBody, Call, CallBody, StreamBody, TransferRefused, VoteAnswer, VoteCall,
 };
-
-fn golden(name: &str, bytes: &[u8]) -> Bytes {
-    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(format!("{name}.bin"));
-    if !path.exists() && std::env::var_os("QUORATE_WRITE_GOLDEN").is_some() {
-        fs::write(&path, bytes).unwrap();
-    }
-    let stored = Bytes::from(fs::read(&path).unwrap());
-    assert_eq!(stored, bytes, "{name}: the bytes have changed");
-    stored
-}
 
 fn id(term: u64, index: u64) -> LogId {
     LogId::new_term_index(term, index)
@@ -83,15 +68,6 @@ fn votes_log_ids_and_memberships_keep_their_bytes() {
         let bytes = golden(name, &encode_stored_membership(&stored).unwrap());
         assert_eq!(decode_stored_membership(&bytes).unwrap(), stored);
     }
-}
-
-fn frame<T: Enveloped + std::fmt::Debug>(name: &str, body: &T) -> T {
-    let bytes = codec::encode(body).unwrap();
-    let parts: Vec<u8> = codec::encode_parts(body).unwrap().concat();
-    assert_eq!(parts, bytes, "in parts or whole, the bytes are the same");
-    let read: T = codec::decode(&golden(name, &bytes)).unwrap();
-    assert_eq!(format!("{read:?}"), format!("{body:?}"));
-    read
 }
 
 #[test]

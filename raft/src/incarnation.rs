@@ -3,7 +3,8 @@
 //! Owns the nonce of the start that is on its way. A start is one `NodeStarted` under one nonce, sent to
 //! whoever leads until this node's own log shows it applied; that opens the stream and lets clients in. When
 //! the incarnation is closed, or a snapshot jumped over what it owed, the next start has a new nonce: an
-//! incarnation is never taken up again. It never decides that an incarnation is over; the log does.
+//! incarnation is never taken up again. Each start names the life that it follows, so that one which arrives
+//! late closes nothing. It never decides that an incarnation is over; the log does.
 
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,10 +13,10 @@ use quorate_store::codec::Payload;
 use quorate_store::command::{Command, NodeInfo, NodeStarted};
 use quorate_store::ids::{Incarnation, NodeId};
 use tokio::sync::watch;
-use tokio::time::sleep;
-use tracing::{debug, error, info};
+use tracing::{debug, error};
 
 use crate::clock::wall_ms;
+use crate::consensus::pause_unless_dropped;
 use crate::leader_intake::{Ask, Asks, Leadership};
 use crate::proposer::{encode_direct, lock};
 
@@ -37,49 +38,82 @@ struct Lives {
     removed: bool,
 }
 
+/// What is known of this node's starts.
+#[derive(Debug, Default)]
+struct Starts {
+    /// Of the one that is on its way.
+    nonce: Option<u128>,
+    /// The latest life, as the log has told it since this process began; the first start learns it by being
+    /// refused.
+    latest: Option<Incarnation>,
+}
+
 /// The start that is on its way. Shared with the apply thread.
 #[derive(Debug)]
 pub(crate) struct StartTable {
-    nonce: Mutex<Option<u128>>,
+    starts: Mutex<Starts>,
     lives: watch::Sender<Lives>,
 }
 
 impl Default for StartTable {
     fn default() -> Self {
-        Self { nonce: Mutex::new(None), lives: watch::Sender::new(Lives::default()) }
+        Self { starts: Mutex::default(), lives: watch::Sender::new(Lives::default()) }
     }
 }
 
 impl StartTable {
     /// Whether this is the start that is waited for. True at most once for a nonce.
     pub(crate) fn take(&self, nonce: u128) -> bool {
-        let mut expected = lock(&self.nonce);
-        let is_it = *expected == Some(nonce);
-        if is_it {
-            *expected = None;
-        }
-        is_it
+        self.with(|starts| {
+            let is_it = starts.nonce == Some(nonce);
+            if is_it {
+                starts.nonce = None;
+            }
+            is_it
+        })
+    }
+
+    /// The start was applied, and this is the life that began.
+    pub(crate) fn started(&self, incarnation: Incarnation) {
+        self.with(|starts| starts.latest = Some(incarnation));
+    }
+
+    /// The start was applied, and refused because `latest` is the life that it must follow: the next one will.
+    pub(crate) fn outdated(&self, latest: Option<Incarnation>) {
+        self.with(|starts| starts.latest = latest);
+        self.over();
     }
 
     /// The incarnation is over, and so is any start that is on its way.
     pub(crate) fn closed(&self) {
-        lock(&self.nonce).take();
+        self.with(|starts| starts.nonce = None);
+        self.over();
+    }
+
+    fn over(&self) {
         self.lives.send_modify(|lives| lives.over += 1);
     }
 
-    /// The start was applied, and refused.
+    fn with<T>(&self, f: impl FnOnce(&mut Starts) -> T) -> T {
+        f(&mut lock(&self.starts))
+    }
+
+    /// The start was applied, and refused for good.
     pub(crate) fn refused(&self) {
         self.lives.send_modify(|lives| lives.removed = true);
     }
 
-    /// From now on, `nonce` is the start that is waited for.
-    pub(crate) fn expect(&self, nonce: u128) {
-        *lock(&self.nonce) = Some(nonce);
+    /// From now on, `nonce` is the start that is waited for. Returns the life that it has to follow.
+    pub(crate) fn expect(&self, nonce: u128) -> Option<Incarnation> {
+        self.with(|starts| {
+            starts.nonce = Some(nonce);
+            starts.latest
+        })
     }
 
     #[cfg(test)]
     pub(crate) fn is_expecting(&self, nonce: u128) -> bool {
-        *lock(&self.nonce) == Some(nonce)
+        self.with(|starts| starts.nonce == Some(nonce))
     }
 }
 
@@ -100,8 +134,8 @@ pub(crate) async fn run_incarnations<L: Leadership>(
             return;
         }
         let nonce = rand::random();
-        starts.expect(nonce);
-        let started = NodeStarted { node, nonce, wall_ms: wall_ms(), info: info.clone() };
+        let replaces = starts.expect(nonce);
+        let started = NodeStarted { node, nonce, replaces, wall_ms: wall_ms(), info: info.clone() };
         let is_over = tokio::select! {
             biased;
             changed = lives.wait_for(|now| *now != before) => {
@@ -120,7 +154,7 @@ pub(crate) async fn run_incarnations<L: Leadership>(
         if !is_over && lives.wait_for(|now| *now != before).await.is_err() {
             return;
         }
-        info!(%node, "this node starts over");
+        debug!(%node, "this node starts anew");
     }
 }
 
@@ -155,18 +189,15 @@ async fn start<L: Leadership>(
         };
         tokio::select! {
             applied = incarnation.wait_for(Option::is_some) => return applied.is_ok(),
-            changed = leader.wait_for(|now| (now.leader, now.term) != (view.leader, view.term)) => {
-                if changed.is_err() {
-                    return false;
-                }
-            }
-            () = sleep(pause) => {}
+            waited = pause_unless_dropped(&mut leader, view, pause) => if waited.is_err() { return false },
         }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use quorate_store::ids::Position;
+
     use super::*;
 
     #[test]
@@ -180,5 +211,18 @@ mod tests {
         starts.expect(9);
         starts.closed();
         assert!(!starts.take(9), "a start that a snapshot may have jumped over is never taken up");
+    }
+
+    #[test]
+    fn a_start_follows_the_life_that_the_log_has_told_of() {
+        let (starts, life) = (StartTable::default(), |n| Incarnation(Position::new(n, 0)));
+        let lives = starts.lives.subscribe();
+        assert_eq!(starts.expect(1), None);
+        assert!(starts.take(1));
+        starts.outdated(Some(life(4)));
+        assert!(lives.has_changed().unwrap(), "another start is due");
+        assert_eq!(starts.expect(2), Some(life(4)));
+        starts.started(life(9));
+        assert_eq!(starts.expect(3), Some(life(9)));
     }
 }

@@ -200,3 +200,19 @@ pub(crate) async fn join_through(
     }
     Err(last)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::frame;
+
+    #[test]
+    fn joining_keeps_its_bytes() {
+        let text = |s: &str| s.to_owned();
+        let info = NodeInfo { name: text("a"), mqtt: text("m:1"), peer: text("p:1"), admin: text("d:1") };
+        let request = JoinRequest { token: 77, info, stays_learner: true };
+        frame("join", &JoinBody { request, passed_on: false });
+        frame("join-granted", &GrantBody { cluster: 5, node: 4 });
+        frame("join-refused", &RefusalBody { no_leader: true, why: text("there is no leader just now") });
+    }
+}

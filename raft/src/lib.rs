@@ -24,6 +24,9 @@ mod effects;
 mod encoding;
 mod entry;
 mod failover;
+#[cfg(test)]
+#[allow(clippy::unwrap_used)]
+mod golden;
 pub mod identity;
 mod incarnation;
 mod join;

@@ -5,9 +5,9 @@
 //! The leader commits `NodeLost` for an incarnation from whose node it has heard nothing for `node_timeout`,
 //! counted at the earliest from when it began to lead, and carrying its term, so that it is void once another
 //! leads. It never gives up itself, and nobody while it has no majority or has just been asleep itself: what
-//! it did not hear then says nothing about the others. A node has a quorum while it leads with a majority, or
-//! the leader that answered its ping said so, within `quorum_grace`; that it is less than `node_timeout` makes
-//! a node send its clients away before the others take over their sessions.
+//! it did not hear then says nothing about the others. A node has a quorum while it leads with a majority within
+//! `quorum_grace`, or the leader that answers its pings does and sends it the log, too; that it is less than
+//! `node_timeout` makes a node send its clients away before the others take over their sessions.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -27,14 +27,14 @@ use crate::leader_intake::{Ask, Asks, LeaderDesk, Leadership, Reply};
 use crate::proposer::{Directs, StreamStats, lock};
 
 /// Between two pings.
-const PING_INTERVAL: Duration = Duration::from_millis(500);
+pub(crate) const PING_INTERVAL: Duration = Duration::from_millis(200);
 /// Between two pings while this node's leader is unknown or does not answer.
 const PING_RETRY: Duration = Duration::from_millis(100);
 /// For the answer to a ping.
 const PING_PATIENCE: Duration = Duration::from_millis(500);
 /// How often the leader looks for silent nodes, and each node at its quorum.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
-/// A leader that looks this much too late has been asleep.
+/// A leader that looks this much too late, beside what it had to wait for, has been asleep.
 const ASLEEP: Duration = Duration::from_millis(1000);
 /// For a `NodeLost` to be applied here, before it is tried again.
 const LOST_PATIENCE: Duration = Duration::from_millis(1000);
@@ -76,11 +76,11 @@ impl Attendance {
         lock(&self.roll).heard.insert(node, Heard { at: now, incarnation });
     }
 
-    /// This node leads in `term`, with a majority. Silence before this call in that term, and while this
-    /// node was asleep, does not count.
-    fn leads(&self, term: u64, now: Instant) {
+    /// This node leads in `term`, with a majority. Silence before the first call in that term, and while this
+    /// node was asleep, does not count. `busy`: what this node may have waited for since the last call.
+    fn leads(&self, term: u64, now: Instant, busy: Duration) {
         let mut roll = lock(&self.roll);
-        let asleep = roll.looked.is_some_and(|at| now.saturating_duration_since(at) > ASLEEP);
+        let asleep = roll.looked.is_some_and(|at| now.saturating_duration_since(at) > busy + ASLEEP);
         if roll.since.is_none() || roll.term != term || asleep {
             roll.since = Some(now);
             roll.term = term;
@@ -132,6 +132,8 @@ pub(crate) async fn run_attendance<L: Leadership>(
     let raft = desk.raft().clone();
     let mut leader = raft.leader_watch();
     let me = raft.node_id();
+    // Of the look before: waiting for others is no sleep.
+    let mut busy = Duration::ZERO;
     loop {
         let view = *leader.borrow_and_update();
         if !view.is_self {
@@ -142,15 +144,24 @@ pub(crate) async fn run_attendance<L: Leadership>(
             continue;
         }
         if desk.has_quorum() {
-            clock.settle(me, &raft.voters());
-            attendance.leads(view.term, Instant::now());
-            let nodes = nodes.list().await;
-            for (node, incarnation, silence) in attendance.silent(me, &nodes, Instant::now()) {
+            clock.settle(me, view.term, &raft.voters());
+            // Judged by now, so that a pause of this node during what follows is nobody's silence.
+            let now = Instant::now();
+            attendance.leads(view.term, now, busy);
+            busy = LOOK_INTERVAL;
+            let listed = nodes.list().await;
+            busy += now.elapsed().min(NODES_PATIENCE);
+            // Without a list nothing is known of anybody, neither silence nor life.
+            for (node, incarnation, silence) in
+                listed.map(|nodes| attendance.silent(me, &nodes, now)).unwrap_or_default()
+            {
                 warn!(%node, %incarnation, silent_ms = silence.as_millis() as u64, "a node is silent: it is declared lost");
                 let lost = Command::NodeLost { incarnation, term: view.term };
+                let appending = Instant::now();
                 if let Some(Outcome::Done) = directs.append_here(lost, LOST_PATIENCE).await {
                     stats.nodes_declared_lost.inc();
                 }
+                busy += appending.elapsed().min(LOST_PATIENCE);
             }
         } else {
             attendance.leads_not();
@@ -168,14 +179,14 @@ pub(crate) async fn run_attendance<L: Leadership>(
 
 /// Lists the nodes as the state machine has them.
 pub(crate) trait ListNodes: Send + Sync + 'static {
-    /// Nothing, when they cannot be had just now.
-    fn list(&self) -> impl Future<Output = Vec<NodeSummary>> + Send;
+    /// `None` when they cannot be had just now.
+    fn list(&self) -> impl Future<Output = Option<Vec<NodeSummary>>> + Send;
 }
 
 impl ListNodes for ApplyHandle {
-    async fn list(&self) -> Vec<NodeSummary> {
+    async fn list(&self) -> Option<Vec<NodeSummary>> {
         let nodes = self.with_machine(|machine| machine.nodes());
-        timeout(NODES_PATIENCE, nodes).await.ok().and_then(Result::ok).unwrap_or_default()
+        timeout(NODES_PATIENCE, nodes).await.ok()?.ok()
     }
 }
 
@@ -197,14 +208,14 @@ pub(crate) async fn run_pings<L: Leadership>(
             let asked_at = Instant::now();
             let ask = Ask::Ping { incarnation: *incarnation.borrow(), clock: clock.report() };
             let pause = match asks.ask(ask, PING_PATIENCE).await {
-                Ok(Reply::Pong { has_quorum, clock: report }) => {
+                Ok(Reply::Pong { quorum_age_ms, clock: report }) => {
                     if !view.is_self {
                         clock.leader_says(report);
                     }
-                    if has_quorum {
-                        // The leader said so at some time after this.
-                        *lock(&confirmed) = Some(asked_at);
-                    }
+                    // The leader looked at some time after the question, so its majority is no older than this.
+                    let backed_at = quorum_age_ms.and_then(|ms| asked_at.checked_sub(Duration::from_millis(ms)));
+                    let mut confirmed = lock(&confirmed);
+                    *confirmed = confirmed.max(backed_at);
                     PING_INTERVAL
                 }
                 Ok(_) => PING_RETRY,
@@ -226,8 +237,14 @@ pub(crate) async fn run_pings<L: Leadership>(
     let watch_quorum = async {
         loop {
             let leads = asks.raft().leader_watch().borrow().is_self;
-            let has_quorum =
-                if leads { desk.has_quorum() } else { lock(&confirmed).is_some_and(|at| at.elapsed() < quorum_grace) };
+            let has_quorum = if leads {
+                desk.has_quorum()
+            } else {
+                // Both ways: who asks a leader that cannot reach it, or does not know it any more, gets answers but
+                // no log.
+                let is_fresh = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < quorum_grace);
+                is_fresh(*lock(&confirmed)) && is_fresh(desk.raft().leader_heard_at())
+            };
             let changed = quorum.send_if_modified(|had| std::mem::replace(had, has_quorum) != has_quorum);
             if changed && has_quorum {
                 info!("this node stands with a majority");

@@ -1,7 +1,14 @@
-use quorate_store::command::NodeInfo;
+use quorate_store::codec;
+use quorate_store::command::{Batch, NodeInfo};
 
 use super::*;
-use crate::proposer::testkit::incarnation;
+use crate::identity::ClusterId;
+use crate::leader_intake::LeaderIntake;
+use crate::peer::{AddressBook, LocalPeer, PeerListener, PeerPool, PeerService};
+use crate::proposer::DirectTable;
+use crate::proposer::testkit::{FakeRaft, incarnation};
+
+const SOON: Duration = Duration::from_secs(30);
 
 const TIMEOUT: Duration = Duration::from_millis(3000);
 const ME: NodeId = NodeId(1);
@@ -19,7 +26,7 @@ fn ms(n: u64) -> Duration {
 fn look(attendance: &Attendance, nodes: &[NodeSummary], start: Instant, from: u64, to: u64) -> Vec<u64> {
     let mut silent = Vec::new();
     for at in (from..=to).step_by(100) {
-        attendance.leads(1, start + ms(at));
+        attendance.leads(1, start + ms(at), LOOK_INTERVAL);
         silent = attendance.silent(ME, nodes, start + ms(at));
     }
     silent.into_iter().map(|(node, ..)| node.0).collect()
@@ -78,6 +85,96 @@ fn a_leader_that_had_no_majority_or_leads_again_begins_anew() {
     attendance.leads_not();
     assert_eq!(attendance.silent(ME, &nodes, start + ms(20_000)).len(), 0);
     assert_eq!(look(&attendance, &nodes, start, 3000, 5900), NOBODY);
-    attendance.leads(2, start + ms(5950));
+    attendance.leads(2, start + ms(5950), LOOK_INTERVAL);
     assert_eq!(attendance.silent(ME, &nodes, start + ms(6900)).len(), 0);
+}
+
+#[test]
+fn a_leader_that_waited_for_its_own_entry_was_not_asleep() {
+    let (attendance, start) = (Attendance::new(TIMEOUT), Instant::now());
+    let nodes = [up(2, 20)];
+    assert_eq!(look(&attendance, &nodes, start, 0, 3000), [2]);
+    // Its NodeLost was dropped: it waited a second, in vain.
+    let late = start + ms(3000) + LOST_PATIENCE + LOOK_INTERVAL;
+    attendance.leads(1, late, LOOK_INTERVAL + LOST_PATIENCE);
+    assert_eq!(attendance.silent(ME, &nodes, late).len(), 1, "it tries again at once");
+    // Longer than that is sleep.
+    let late = late + ms(20) + LOST_PATIENCE + ASLEEP + LOOK_INTERVAL;
+    attendance.leads(1, late, LOOK_INTERVAL + LOST_PATIENCE);
+    assert_eq!(attendance.silent(ME, &nodes, late).len(), 0);
+}
+
+fn local(node: u64) -> LocalPeer {
+    LocalPeer { cluster: ClusterId(1), node: NodeId(node), boot: node, address: "".into() }
+}
+
+fn desk(raft: &FakeRaft, attendance: &Arc<Attendance>, grace: Duration) -> Arc<LeaderDesk<FakeRaft>> {
+    let clock = Arc::new(ClusterClock::new(Duration::MAX));
+    Arc::new(LeaderDesk::new(raft.clone(), clock, attendance.clone(), grace, Arc::default()))
+}
+
+/// Fails every second time.
+struct EverySecond(std::sync::atomic::AtomicUsize);
+
+impl ListNodes for EverySecond {
+    async fn list(&self) -> Option<Vec<NodeSummary>> {
+        let number = self.0.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        number.is_multiple_of(2).then(|| vec![up(1, 10), up(2, 20)])
+    }
+}
+
+#[tokio::test]
+async fn a_look_at_which_the_nodes_cannot_be_listed_forgets_nobody() {
+    let cluster = FakeRaft::cluster(&[1, 2]);
+    FakeRaft::elect(&cluster, 1, 1);
+    let attendance = Arc::new(Attendance::new(ms(400)));
+    let desk = desk(&cluster[0], &attendance, Duration::from_secs(3600));
+    let pool = PeerPool::new(local(1), AddressBook::default(), None);
+    let (asks, _courier) = Asks::new(desk.clone(), pool);
+    let directs = Directs::new(Arc::new(DirectTable::default()), asks, Arc::default());
+    let clock = Arc::new(ClusterClock::new(Duration::MAX));
+    let nodes = EverySecond(0.into());
+    let attending = run_attendance(desk, attendance, clock, nodes, directs, Arc::default());
+    let mut log = cluster[0].log();
+    let lost = log.wait_for(|log| !log.is_empty());
+    let log = tokio::select! {
+        () = attending => panic!("it ended"),
+        log = timeout(SOON, lost) => log.unwrap().unwrap().clone(),
+    };
+    let batch: Batch = codec::decode(log.first().unwrap()).unwrap();
+    assert_eq!(batch.commands, [Command::NodeLost { incarnation: incarnation(20), term: 1 }]);
+}
+
+#[tokio::test]
+async fn a_node_has_a_quorum_while_the_leader_knows_it_and_reaches_it() {
+    let grace = ms(600);
+    let cluster = FakeRaft::cluster(&[1, 2]);
+    let attendance = Arc::new(Attendance::new(TIMEOUT));
+    let listener = PeerListener::bind("127.0.0.1:0", None).await.unwrap();
+    let addresses = AddressBook::default();
+    addresses.set_nodes([(NodeId(1), listener.local_addr().unwrap().to_string())].into());
+    let leader: Arc<dyn PeerService> = Arc::new(LeaderIntake::new(desk(&cluster[0], &attendance, grace)));
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(listener.run(local(1), AddressBook::default(), vec![leader]));
+    let own = desk(&cluster[1], &attendance, grace);
+    let (asks, courier) = Asks::new(own.clone(), PeerPool::new(local(2), addresses, None));
+    tasks.spawn(courier);
+    let (quorum, mut has_quorum) = watch::channel(false);
+    let (_, lives) = watch::channel(None);
+    let clock = Arc::new(ClusterClock::new(Duration::MAX));
+    tasks.spawn(run_pings(own, asks, clock, lives, quorum, grace, Arc::default()));
+    // As if it heard of it, and a majority of the leader, all the time.
+    let ever = Instant::now().checked_add(Duration::from_secs(3600));
+    cluster[1].set_heard(ever);
+    FakeRaft::elect(&cluster, 1, 1);
+    cluster[0].set_acked(ever);
+    timeout(SOON, has_quorum.wait_for(|has| *has)).await.unwrap().unwrap();
+    // Pings go on and are answered, but nothing comes from the leader any more.
+    cluster[1].set_heard(None);
+    timeout(SOON, has_quorum.wait_for(|has| !*has)).await.unwrap().unwrap();
+    cluster[1].set_heard(ever);
+    timeout(SOON, has_quorum.wait_for(|has| *has)).await.unwrap().unwrap();
+    // Removed, and not told.
+    cluster[0].remove(NodeId(2));
+    timeout(SOON, has_quorum.wait_for(|has| !*has)).await.unwrap().unwrap();
 }

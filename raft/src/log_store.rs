@@ -8,7 +8,8 @@ use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::time::{Duration, Instant};
 
 use futures_util::{Stream, stream};
 use openraft::OptionalSend;
@@ -23,6 +24,8 @@ use crate::types::{LogId, Types, Vote};
 
 /// Bytes of one read for replication or apply (one entry may be longer).
 const READ_BYTES_MAX: usize = 1 << 20;
+/// Between two savings of the committed index.
+const COMMITTED_INTERVAL: Duration = Duration::from_millis(100);
 /// Bytes of log between two samples of [`LogSizes`].
 const SAMPLE_BYTES: u64 = 256 << 10;
 /// Samples kept: beyond that, neighbours are merged.
@@ -36,6 +39,8 @@ pub(crate) struct LogStore<E> {
     engine: E,
     vote: Arc<Mutex<Option<Vote>>>,
     sizes: LogSizes,
+    /// When the committed index was last saved through this handle: openraft's core has one.
+    committed_saved: Option<Instant>,
 }
 
 fn io_error(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {
@@ -55,7 +60,7 @@ impl<E: LogEngine> LogStore<E> {
         if let Some(last) = state.last {
             sizes.seed(first, last, average_bytes(&engine, first, last)?);
         }
-        Ok(Self { engine, vote: Arc::new(Mutex::new(vote)), sizes })
+        Ok(Self { engine, vote: Arc::new(Mutex::new(vote)), sizes, committed_saved: None })
     }
 
     /// How long the log is, for retention.
@@ -77,6 +82,32 @@ impl<E: LogEngine> LogStore<E> {
         let record =
             records.into_iter().next().ok_or_else(|| io::Error::other(format!("log record {last} is missing")))?;
         Ok(Some(LogEntry::from_record(record.bytes).map_err(io_error)?.log_id()))
+    }
+
+    /// Log id of the entry at `index`, if it is in the log.
+    pub(crate) fn log_id_at(&self, index: u64) -> io::Result<Option<LogId>> {
+        let state = self.engine.state();
+        let first = state.purged.map_or(0, |(purged, _)| purged + 1);
+        if state.last.is_none_or(|last| index > last) || index < first {
+            return Ok(None);
+        }
+        Ok(self.read(index, index + 1, READ_BYTES_MAX)?.first().map(RaftEntry::log_id))
+    }
+
+    /// Log id up to which this node knows its log to be committed, as last saved.
+    pub(crate) fn committed(&self) -> io::Result<Option<LogId>> {
+        self.engine.state().committed.as_ref().map(encoding::decode_log_id).transpose().map_err(io_error)
+    }
+
+    /// Removes the entries from `from` on; returns when that is on disk. Blocks: only before Raft runs.
+    pub(crate) fn truncate_blocking(&self, from: u64) -> io::Result<()> {
+        let (done, on_disk) = mpsc::sync_channel(1);
+        self.sizes.truncated(from);
+        let done = Box::new(move |result: Result<(), LogError>| {
+            let _ = done.send(result);
+        });
+        self.engine.truncate_from(from, done);
+        on_disk.recv().map_err(|_| io::Error::other("the log writer is gone"))?.map_err(io_error)
     }
 
     fn read(&self, from: u64, to_exclusive: u64, bytes_max: usize) -> io::Result<Vec<LogEntry>> {
@@ -198,14 +229,19 @@ impl<E: LogEngine> RaftLogStorage<Types> for LogStore<E> {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
-        if let Some(id) = committed {
+        let Some(id) = committed else { return Ok(()) };
+        let now = Instant::now();
+        // Once per commit would be once per batch, and all that an older one costs is that a start applies a little
+        // less of the log before it hears from a leader.
+        if self.committed_saved.is_none_or(|at| now.saturating_duration_since(at) >= COMMITTED_INTERVAL) {
+            self.committed_saved = Some(now);
             self.engine.save_committed(encoding::encode_log_id(&id).map_err(io_error)?);
         }
         Ok(())
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
-        self.engine.state().committed.as_ref().map(encoding::decode_log_id).transpose().map_err(io_error)
+        self.committed()
     }
 
     async fn append<I>(&mut self, entries: I, callback: IOFlushed<Types>) -> io::Result<()>

@@ -17,7 +17,6 @@ use tokio::time::{MissedTickBehavior, interval, sleep, timeout};
 use tracing::{debug, info, warn};
 
 use crate::consensus::Consensus;
-use crate::peer::AddressBook;
 use crate::types::{Member, Membership, StoredMembership, Types};
 
 /// A learner this many entries behind, or less, has caught up.
@@ -26,12 +25,14 @@ const CAUGHT_UP_ENTRIES: u64 = 1000;
 const LOOK_INTERVAL: Duration = Duration::from_millis(200);
 /// Looks in a row at which the log waits for the disk, before leadership is handed over.
 const OVERLOADED_LOOKS_MAX: u32 = 10;
+/// Looks in a row at which nothing was applied although something is committed, before leadership is handed over.
+const STALLED_LOOKS_MAX: u32 = 25;
 /// For a membership change to be committed.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Before a leader that no majority has answered yet tries again.
 const LEASE_PAUSE: Duration = Duration::from_millis(10);
-/// A learner that did not answer for this long is not promoted.
-const PROMOTION_SILENCE_MAX: Duration = Duration::from_millis(1000);
+/// A learner that did not answer for this long is not promoted, a voter not made the leader.
+const SILENCE_MAX: Duration = Duration::from_millis(1000);
 
 /// Why the membership was not changed, or is not known to be.
 #[derive(Clone, Debug, Error)]
@@ -110,9 +111,9 @@ impl Members {
     pub(crate) async fn promote(&self, node: NodeId) -> Result<(), MembershipError> {
         let _one = self.begin()?;
         let current = self.current();
-        if current.membership().get_node(&node.0).is_none() {
+        let Some(member) = current.membership().get_node(&node.0) else {
             return Err(MembershipError::UnknownNode(node));
-        }
+        };
         if current.voter_ids().any(|v| v == node.0) && current.get_joint_config().len() == 1 {
             return Ok(());
         }
@@ -121,7 +122,11 @@ impl Members {
             behind => return Err(MembershipError::NotCaughtUp { node, behind }),
         }
         info!(%node, "membership: promoting a learner to voter");
-        self.change(ChangeMembers::AddVoterIds(BTreeSet::from([node.0])), true).await
+        // Without the mark of one that stays a learner: on a voter it means that it is being demoted.
+        let member = Member { stays_learner: false, ..member.clone() };
+        let unmark = ChangeMembers::SetNodes(BTreeMap::from([(node.0, member)]));
+        let join = ChangeMembers::AddVoterIds(BTreeSet::from([node.0]));
+        self.change(ChangeMembers::Batch(vec![unmark, join]), true).await
     }
 
     /// Makes the voter `node` a learner that stays one. A leader hands over leadership first and says
@@ -187,15 +192,16 @@ impl Members {
             let metrics = self.consensus.raft().metrics();
             let metrics = metrics.borrow_watched();
             let voters: BTreeSet<u64> = metrics.membership_config.voter_ids().collect();
+            let silence = |node: &u64| Some((*metrics.heartbeat.as_ref()?.get(node)?)?.into_inner().elapsed());
             let progress = metrics.replication.as_ref().into_iter().flatten();
-            let mut others: Vec<_> = progress.filter(|(node, _)| **node != own.0 && voters.contains(node)).collect();
-            others.sort_by_key(|(node, matched)| (*matched, **node));
+            let others = progress.filter(|(node, _)| **node != own.0 && voters.contains(node));
             match to {
                 Some(to) if !voters.contains(&to.0) => return Err(MembershipError::UnknownNode(to)),
                 Some(to) => to,
-                None => match others.last() {
-                    Some((node, _)) => NodeId(**node),
-                    None => return Err(MembershipError::LastVoter(own)),
+                None if voters.iter().all(|v| *v == own.0) => return Err(MembershipError::LastVoter(own)),
+                None => match heir(others.map(|(node, matched)| (*node, *matched, silence(node)))) {
+                    Some(node) => NodeId(node),
+                    None => return Err(MembershipError::NotTransferred),
                 },
             }
         };
@@ -286,7 +292,7 @@ impl Members {
         let metrics = metrics.borrow_watched();
         let matched = (*metrics.replication.as_ref()?.get(&node.0)?)?;
         let heard = (*metrics.heartbeat.as_ref()?.get(&node.0)?)?.into_inner();
-        if heard.elapsed() > PROMOTION_SILENCE_MAX {
+        if heard.elapsed() > SILENCE_MAX {
             return None;
         }
         Some(metrics.last_log_index.unwrap_or_default().saturating_sub(matched.index))
@@ -298,16 +304,22 @@ impl Members {
         let mut tick = interval(LOOK_INTERVAL);
         tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut overloaded = 0;
+        let mut apply = ApplyWatch::default();
         loop {
             tick.tick().await;
             if !self.consensus.leader_watch().borrow().is_self {
-                overloaded = 0;
+                (overloaded, apply) = (0, ApplyWatch::default());
                 continue;
             }
             overloaded = if self.consensus.overload().is_some() { overloaded + 1 } else { 0 };
-            if overloaded >= OVERLOADED_LOOKS_MAX {
-                warn!("this leader's disk does not keep up: handing over leadership");
-                overloaded = 0;
+            let stalled = apply.is_stalled(self.consensus.committed_index(), self.consensus.applied_index());
+            if overloaded >= OVERLOADED_LOOKS_MAX || stalled {
+                warn!(
+                    log_is_behind = overloaded > 0,
+                    apply_stands_still = stalled,
+                    "this leader's disk does not keep up: handing over leadership"
+                );
+                (overloaded, apply) = (0, ApplyWatch::default());
                 if let Err(error) = self.transfer(None).await {
                     debug!(%error, "leadership was not handed over");
                 }
@@ -329,13 +341,12 @@ impl Members {
         }
     }
 
-    /// Keeps the address book up to date with the membership. Runs until Raft stops.
-    pub(crate) async fn tell_addresses(self, addresses: AddressBook) {
+    /// Tells of the members and where they joined from, at first and whenever that changes. Runs until Raft stops.
+    pub(crate) async fn tell(self, tell: impl Fn(BTreeMap<NodeId, String>) + Send) {
         let mut metrics = self.consensus.raft().server_metrics();
         loop {
             let membership = metrics.borrow_watched().membership_config.clone();
-            let members = membership.nodes().map(|(node, m)| (NodeId(*node), m.peer.clone())).collect();
-            addresses.set_members(members);
+            tell(membership.nodes().map(|(node, m)| (NodeId(*node), m.peer.clone())).collect());
             if metrics.changed().await.is_err() {
                 return;
             }
@@ -343,7 +354,58 @@ impl Members {
     }
 }
 
+/// Who leads next: of the others that answered lately, the one with the longest log. Each comes with what it has
+/// and how long it has been silent.
+fn heir<L: Ord>(others: impl Iterator<Item = (u64, L, Option<Duration>)>) -> Option<u64> {
+    let alive = others.filter(|(.., silence)| silence.is_some_and(|s| s <= SILENCE_MAX));
+    alive.max_by(|a, b| (&a.1, a.0).cmp(&(&b.1, b.0))).map(|(node, ..)| node)
+}
+
+/// Whether the apply thread of this leader stands still. One that is slow is left alone: the next leader would
+/// hardly be faster.
+#[derive(Debug, Default)]
+struct ApplyWatch {
+    applied: u64,
+    looks: u32,
+}
+
+impl ApplyWatch {
+    fn is_stalled(&mut self, committed: u64, applied: u64) -> bool {
+        let stands = applied < committed && applied == self.applied;
+        self.looks = if stands { self.looks + 1 } else { 0 };
+        self.applied = applied;
+        self.looks >= STALLED_LOOKS_MAX
+    }
+}
+
 /// The members of a cluster that consists of one node.
 pub(crate) fn first_members(node: NodeId, peer: String) -> BTreeMap<u64, Member> {
     BTreeMap::from([(node.0, Member { peer, stays_learner: false })])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_heir_is_the_most_up_to_date_of_those_that_answer() {
+        let (now, long_ago) = (Some(Duration::ZERO), Some(SILENCE_MAX * 2));
+        assert_eq!(heir([(2, 50, now), (3, 50, now)].into_iter()), Some(3));
+        assert_eq!(heir([(2, 51, now), (3, 50, now)].into_iter()), Some(2));
+        assert_eq!(heir([(2, 50, now), (3, 50, long_ago)].into_iter()), Some(2), "a dead one inherits nothing");
+        assert_eq!(heir([(2, 50, None), (3, 50, long_ago)].into_iter()), None);
+    }
+
+    #[test]
+    fn an_apply_thread_that_stands_still_costs_leadership_and_a_slow_one_does_not() {
+        let mut watch = ApplyWatch::default();
+        for look in 0..u64::from(STALLED_LOOKS_MAX) * 3 {
+            assert!(!watch.is_stalled(1_000_000 + look, look), "slow");
+        }
+        for look in 0..u64::from(STALLED_LOOKS_MAX) * 3 {
+            assert!(!watch.is_stalled(7, 7), "idle, look {look}");
+        }
+        let looks = (1..).find(|_| watch.is_stalled(8, 7));
+        assert_eq!(looks, Some(STALLED_LOOKS_MAX));
+    }
 }

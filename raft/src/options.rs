@@ -53,6 +53,8 @@ pub struct Timings {
     /// A node without a leader that a majority backs for this long turns its clients away. Less than
     /// `node_timeout`.
     pub quorum_grace: Duration,
+    /// After an outage of the whole cluster, its time jumps by at most this without all voters' clocks agreeing.
+    pub cold_start_jump_max: Duration,
 }
 
 impl Default for Timings {
@@ -61,8 +63,11 @@ impl Default for Timings {
             heartbeat: Duration::from_millis(200),
             election_min: Duration::from_millis(800),
             election_max: Duration::from_millis(1200),
-            node_timeout: Duration::from_millis(3000),
-            quorum_grace: Duration::from_millis(2000),
+            node_timeout: Duration::from_millis(4000),
+            // Above the longest timed election (twice the longest election timeout): else a leader that vanishes
+            // costs the clients of all nodes their connections, at the very moment at which they are served again.
+            quorum_grace: Duration::from_millis(3500),
+            cold_start_jump_max: Duration::from_secs(24 * 3600),
         }
     }
 }

@@ -135,16 +135,15 @@ impl RaftLinks {
         links.entry(peer).or_insert_with(new).clone()
     }
 
+    /// Forgets the links to others; who uses one keeps it until then.
+    pub(crate) fn retain(&self, is_member: impl Fn(NodeId) -> bool) {
+        self.0.links.lock().unwrap_or_else(PoisonError::into_inner).retain(|peer, _| is_member(*peer));
+    }
+
     /// Dials.
     pub(crate) fn pool(&self) -> &PeerPool {
         &self.0.pool
     }
-}
-
-/// Streams of the two lanes are numbered apart, odd and even, because frames of one overtake those of the
-/// other: within a lane a higher number means a later stream, between lanes it means nothing.
-fn stream_number(n: u64, urgent: bool) -> u64 {
-    n * 2 + u64::from(urgent)
 }
 
 impl RaftLink {
@@ -198,7 +197,7 @@ impl RaftLink {
     /// When the peer cannot be reached.
     pub(crate) async fn stream(&self, urgent: bool) -> io::Result<AppendStream> {
         let link = self.open().await?;
-        let id = stream_number(self.next_id.fetch_add(1, Ordering::Relaxed), urgent);
+        let id = self.next_id.fetch_add(1, Ordering::Relaxed);
         let (answer, answers) = mpsc::channel(STREAM_REQUESTS_MAX);
         with_waiting(&link.waiting, |w| w.streams.insert(id, answer)).ok_or_else(broken)?;
         Ok(AppendStream { id, link, urgent, answers, sent_bytes: VecDeque::new(), in_flight_bytes: 0, ended: false })

@@ -3,7 +3,7 @@
 //! Many streams and calls run at once on a connection. It also tells [`crate::failover`] when a peer's
 //! connection ends. It decides nothing itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::pin::pin;
 use std::sync::Arc;
@@ -28,6 +28,8 @@ use crate::wire::{
 
 /// Streams of one connection at once: replication and a few heartbeats are what there should be.
 const STREAMS_MAX: usize = 64;
+/// Streams that ended and are remembered, so that frames which were overtaken do not begin them again.
+const ENDED_KEPT: usize = 1024;
 /// Calls of one connection at once.
 const CALLS_MAX: usize = 64;
 /// Answers that wait to be sent.
@@ -89,14 +91,14 @@ async fn serve_connection(consensus: &Consensus, conn: PeerConn) -> io::Result<(
     // Aborted with this connection.
     let mut tasks = JoinSet::new();
     tasks.spawn(write_answers(sender, frames));
-    let mut streams = Streams { open: BTreeMap::new(), newest: [0; 2] };
+    let mut streams = Streams::default();
     loop {
         tokio::select! {
             frame = receiver.recv() => {
                 let Some(frame) = frame? else { return Ok(()) };
                 handle(consensus, &frame, &mut streams, &mut tasks, &answers, &gone)?;
             }
-            Some(stream) = gone_streams.recv() => { streams.open.remove(&stream); }
+            Some(stream) = gone_streams.recv() => streams.end(stream),
             Some(_) = tasks.join_next() => {}
         }
         if answers.is_closed() {
@@ -105,21 +107,34 @@ async fn serve_connection(consensus: &Consensus, conn: PeerConn) -> io::Result<(
     }
 }
 
+/// The streams of one connection. Their numbers say nothing of the order in which their frames come:
+/// heartbeats overtake, and so does the end of a stream that was given up.
+#[derive(Default)]
 struct Streams {
     open: BTreeMap<u64, mpsc::Sender<AppendEntriesRequest>>,
-    /// By lane (see `raft_link::stream_number`): numbers only rise, so one at or below this that is not open
-    /// has ended.
-    newest: [u64; 2],
+    /// What still comes of these is ignored.
+    ended: BTreeSet<u64>,
+    /// As is what comes of those up to this, which were forgotten.
+    ended_to: u64,
 }
 
 impl Streams {
-    /// Whether `stream` is later than all of its lane; afterwards it is not.
-    fn is_new(&mut self, stream: u64) -> bool {
-        let [even, odd] = &mut self.newest;
-        let newest = if stream.is_multiple_of(2) { even } else { odd };
-        let new = stream > *newest;
-        *newest = stream.max(*newest);
-        new
+    fn is_new(&self, stream: u64) -> bool {
+        stream > self.ended_to && !self.ended.contains(&stream) && !self.open.contains_key(&stream)
+    }
+
+    fn end(&mut self, stream: u64) {
+        self.open.remove(&stream);
+        // Twice is nothing new: the peer ends it, and so does its task.
+        if stream <= self.ended_to {
+            return;
+        }
+        self.ended.insert(stream);
+        if self.ended.len() > ENDED_KEPT
+            && let Some(oldest) = self.ended.pop_first()
+        {
+            self.ended_to = oldest;
+        }
     }
 }
 
@@ -136,6 +151,7 @@ fn handle(
             let body: AppendBody = codec::decode(&frame.body).map_err(invalid)?;
             let stream = body.stream;
             let request = body.into_request().map_err(invalid)?;
+            consensus.leader_appended(request.vote.leader_id.term);
             if streams.is_new(stream) {
                 if streams.open.len() >= STREAMS_MAX {
                     return Err(invalid("too many streams on one Raft connection"));
@@ -145,7 +161,14 @@ fn handle(
                 tasks.spawn(serve_stream(consensus.raft().clone(), stream, queue, answers.clone(), gone.clone()));
             }
             match streams.open.get(&stream).map(|requests| requests.try_send(request)) {
-                None | Some(Ok(()) | Err(mpsc::error::TrySendError::Closed(_))) => Ok(()),
+                // It may be one whose first frame was overtaken by very many others: whoever waits is told. (If
+                // there is no room for that, it is told by the silence.)
+                None => {
+                    let gone = encode(&StreamBody { stream })?;
+                    let _ = answers.try_send((KIND_APPEND_GONE, gone));
+                    Ok(())
+                }
+                Some(Ok(()) | Err(mpsc::error::TrySendError::Closed(_))) => Ok(()),
                 Some(Err(mpsc::error::TrySendError::Full(_))) => {
                     Err(invalid("more requests at once than a stream may have"))
                 }
@@ -153,8 +176,7 @@ fn handle(
         }
         KIND_APPEND_END => {
             let body: StreamBody = codec::decode(&frame.body).map_err(invalid)?;
-            streams.is_new(body.stream);
-            streams.open.remove(&body.stream);
+            streams.end(body.stream);
             Ok(())
         }
         KIND_CALL => {
@@ -245,6 +267,49 @@ async fn write_answers(mut sender: PeerSender, mut answers: mpsc::Receiver<(u8, 
         }
         if sender.flush().await.is_err() {
             return;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stream_begins_once_whatever_overtakes_it() {
+        let mut streams = Streams::default();
+        let (requests, _queue) = mpsc::channel(1);
+        // A heartbeat with a higher number came first and is over.
+        streams.open.insert(9, requests.clone());
+        assert!(!streams.is_new(9));
+        streams.end(9);
+        assert!(streams.is_new(8) && !streams.is_new(9));
+        // The end of one that was given up overtakes its first request.
+        streams.end(7);
+        assert!(!streams.is_new(7));
+        streams.open.insert(8, requests);
+        for stream in 10..10 + 2 * ENDED_KEPT as u64 {
+            assert!(streams.is_new(stream));
+            streams.end(stream);
+        }
+        assert!(streams.ended.len() <= ENDED_KEPT);
+        for stream in 7..10 + 2 * ENDED_KEPT as u64 {
+            assert!(!streams.is_new(stream), "{stream} is open or ended");
+        }
+        assert!(streams.open.contains_key(&8));
+    }
+
+    #[test]
+    fn a_stream_that_ended_never_begins_again_however_often_it_ends() {
+        let mut streams = Streams::default();
+        let last = 3 * ENDED_KEPT as u64;
+        for stream in 1..=last {
+            streams.end(stream);
+        }
+        // Its end comes from the peer, and once more from its own task, which took long.
+        for stream in 1..=last {
+            streams.end(stream);
+            assert!((1..=last).step_by(97).all(|s| !streams.is_new(s)), "after the second end of {stream}");
         }
     }
 }

@@ -233,3 +233,24 @@ impl PeerService for SnapshotService {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::frame;
+
+    #[test]
+    fn a_transfer_keeps_its_bytes() {
+        let raw = |bytes: &'static [u8]| Payload(Bytes::from_static(bytes));
+        for (name, message) in [
+            ("snapshot-offer", Message::Offer { vote: raw(b"a vote"), manifest: raw(b"a manifest") }),
+            ("snapshot-want", Message::Want { file: 3, offset: 1 << 33 }),
+            ("snapshot-chunk", Message::Chunk(raw(b"bytes of a file"))),
+            ("snapshot-working", Message::Working),
+            ("snapshot-done", Message::Done { vote: raw(b"a vote") }),
+            ("snapshot-failed", Message::Failed("no room".into())),
+        ] {
+            frame(name, &message);
+        }
+    }
+}

@@ -5,6 +5,7 @@
 
 use std::io;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use quorate_store::rows::{RocksRows, RowsOptions, RowsReader};
@@ -24,6 +25,8 @@ pub(crate) struct SnapshotData(pub(crate) Arc<Snapshot>);
 #[derive(Clone)]
 pub(crate) struct Snapshots {
     rows: Arc<Mutex<RowsDir>>,
+    /// Set with `rows` locked: from then on none are copied.
+    closed: Arc<AtomicBool>,
     dir: SnapshotDir,
     options: RowsOptions,
 }
@@ -45,13 +48,21 @@ impl Snapshots {
         let dir =
             SnapshotDir::open(&data_dir.join("snapshots"), SnapshotOptions::default()).map_err(io::Error::other)?;
         let live = RocksRows::open(&rows.live(), options).map_err(io::Error::other)?;
-        Ok((Self { rows: Arc::new(Mutex::new(rows)), dir, options: options.clone() }, live))
+        let closed = Arc::new(AtomicBool::new(false));
+        Ok((Self { rows: Arc::new(Mutex::new(rows)), closed, dir, options: options.clone() }, live))
     }
 
-    /// Makes a snapshot of all that is applied, flushed.
-    pub(crate) fn build(&self, rows: &RowsReader) -> io::Result<(SnapshotMeta, SnapshotData)> {
+    /// Makes a snapshot of all that is applied, flushed. `rows` are asked for when nothing removes rows any more
+    /// ([`Self::clean_up`] after an installation), until they are copied.
+    pub(crate) fn build(&self, rows: impl FnOnce() -> RowsReader) -> io::Result<(SnapshotMeta, SnapshotData)> {
         let made = self.dir.make(
-            |to| Ok(rows.checkpoint(to)?),
+            |to| {
+                let _not_removed = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+                if self.closed.load(Ordering::Relaxed) {
+                    return Err(io::Error::other("this node is shutting down").into());
+                }
+                Ok(rows().checkpoint(to)?)
+            },
             |peek| {
                 let (applied, meta) = RocksRows::read_applied(peek)?;
                 let id = SnapshotId { index: applied.index, term: applied.term };
@@ -81,7 +92,7 @@ impl Snapshots {
     }
 
     /// Copies a snapshot that stands elsewhere.
-    fn take_over(&self, snapshot: &Snapshot) -> io::Result<()> {
+    pub(crate) fn take_over(&self, snapshot: &Snapshot) -> io::Result<()> {
         let mut incoming = self.receive(snapshot.manifest_bytes())?;
         while let Some((file, offset)) = incoming.next_missing() {
             let bytes = snapshot.read(file, offset, COPY_BYTES).map_err(io::Error::other)?;
@@ -100,6 +111,19 @@ impl Snapshots {
     /// Begins to receive the snapshot with this manifest, or goes on where an earlier attempt stopped.
     pub(crate) fn receive(&self, manifest: &[u8]) -> io::Result<Incoming> {
         self.dir.receive(manifest).map_err(io::Error::other)
+    }
+
+    /// Waits until no rows are being copied, and lets none be copied after that: then nothing here keeps the
+    /// database open that a next start in the same directory would open, too.
+    pub(crate) fn close(&self) {
+        let _not_copied = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+        self.closed.store(true, Ordering::Relaxed);
+    }
+
+    /// Rows are being copied, installed or removed.
+    #[cfg(test)]
+    pub(crate) fn is_busy(&self) -> bool {
+        self.rows.try_lock().is_err()
     }
 
     /// Openraft's view of a received snapshot.

@@ -3,6 +3,7 @@
 //! Files are opened and checked before any peer hears of this node; Raft is built over them before the peer
 //! port answers; it runs only when everything that its entries concern is in place.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Weak};
@@ -26,6 +27,7 @@ use crate::effects::NodeEffects;
 use crate::failover::Failover;
 use crate::identity::{ClusterId, DataDir, Identity, IdentityError};
 use crate::join::{Admission, ControlService, JoinError, JoinRequest, join_through};
+use crate::liveness::PING_INTERVAL;
 use crate::log_store::LogStore;
 use crate::membership::{Members, first_members};
 use crate::network::Networks;
@@ -40,6 +42,7 @@ use crate::snapshots::Snapshots;
 use crate::state_machine::StateMachine;
 use crate::status::StatusTask;
 use crate::tasks::Tasks;
+use crate::types::LogId;
 
 /// The node that bootstraps a cluster.
 const FIRST_NODE: NodeId = NodeId(1);
@@ -47,6 +50,9 @@ const FIRST_NODE: NodeId = NodeId(1);
 const PEERS_GONE_MAX: usize = 64;
 /// Between two looks whether the log holds anything yet.
 const LOG_MARK_INTERVAL: Duration = Duration::from_millis(50);
+/// Commands of openraft's core that wait for the apply thread. When that many do, the core waits, too, and answers
+/// neither heartbeats nor votes: a disk that stalls under the rows must not cost leadership at once.
+const APPLY_COMMANDS_MAX: u64 = 65_536;
 /// Folder of the log database in the data directory.
 const LOG_DIR: &str = "log";
 
@@ -83,6 +89,21 @@ pub enum StartError {
         path: PathBuf,
         /// This node.
         node: NodeId,
+    },
+    /// The log was purged because the state had what was in it, and the state has not.
+    #[error(
+        "the state in {} ends at log entry {applied}, but the log begins behind entry {purged}: files of the state are missing or were put back from elsewhere; remove node {node} from the cluster and let it join again on an empty data directory",
+        path.display()
+    )]
+    StateLost {
+        /// Data directory.
+        path: PathBuf,
+        /// This node.
+        node: NodeId,
+        /// Last entry in the state.
+        applied: u64,
+        /// Last entry that is not in the log any more.
+        purged: u64,
     },
     /// Rows or snapshots.
     #[error("the state in {} cannot be used: {error}", path.display())]
@@ -150,12 +171,16 @@ impl Cluster {
 }
 
 fn check_timings(timings: &Timings) -> Result<(), StartError> {
-    let Timings { heartbeat, election_min, election_max, node_timeout, quorum_grace } = *timings;
+    let Timings { heartbeat, election_min, election_max, node_timeout, quorum_grace, .. } = *timings;
     let rules = [
         (heartbeat.is_zero(), "the heartbeat interval is 0"),
         (heartbeat * 2 >= election_min, "the election timeout must be more than two heartbeats"),
         (election_min >= election_max, "the smallest election timeout must be below the largest"),
         (quorum_grace >= node_timeout, "quorum_grace must be below node_timeout"),
+        (
+            quorum_grace <= PING_INTERVAL + heartbeat * 2,
+            "quorum_grace must be above a ping (500 ms) and two heartbeats",
+        ),
     ];
     match rules.iter().find(|(broken, _)| *broken) {
         Some((_, rule)) => Err(StartError::Timings((*rule).to_owned())),
@@ -193,6 +218,11 @@ async fn acquire_identity(data_dir: &DataDir, options: &RaftOptions) -> Result<I
             Identity { cluster: grant.cluster, node: grant.node, token }
         }
     };
+    // Node 1 made the cluster. Whoever is told that it is node 1, too, would make another one under its name.
+    if identity.node == FIRST_NODE && options.start != Start::Bootstrap {
+        let why = format!("it says that this is node {FIRST_NODE}, which is the node that made it; try again");
+        return Err(JoinError::Refused(why).into());
+    }
     data_dir.claim(identity)?;
     Ok(identity)
 }
@@ -238,11 +268,32 @@ fn open_files_blocking(
     // the rows can be ahead of the log. It then purges the log up to the rows, and what is purged must be in
     // a snapshot, or followers could never be served.
     let (applied, last) = (apply.state().log_id, log.last_log_id().map_err(state_error)?);
+    let snapshot = snapshots.current().map_err(state_error)?.and_then(|(meta, _)| meta.last_log_id);
+    let in_files = applied.max(snapshot).map_or(0, |id| id.index);
+    if let Some((purged, _)) = state.purged.filter(|(purged, _)| *purged > in_files) {
+        return Err(StartError::StateLost { path: path.to_owned(), node: identity.node, applied: in_files, purged });
+    }
+    if let Some(snapshot) = snapshot.filter(|snapshot| Some(*snapshot) > applied) {
+        drop_conflicting_tail(&log, snapshot, applied).map_err(state_error)?;
+    }
     if applied > last {
         warn!(?applied, ?last, "the rows are ahead of the log: taking a snapshot of them first");
-        snapshots.build(&apply.reader()).map_err(state_error)?;
+        snapshots.build(|| apply.reader()).map_err(state_error)?;
     }
     Ok(Files { log, apply, snapshots })
+}
+
+/// A received snapshot is published before openraft takes out of the log what contradicts it. When the process
+/// dies between the two, openraft installs the snapshot at the next start and then finds a log that goes on behind
+/// it in an older term: it would refuse to start for ever. So the step that was missed is taken here, exactly as
+/// openraft takes it: everything after what is known to be committed goes. The entries up to the snapshot are in
+/// it, and those behind it follow an entry that was never committed.
+fn drop_conflicting_tail<E: LogEngine>(log: &LogStore<E>, snapshot: LogId, applied: Option<LogId>) -> io::Result<()> {
+    let Some(there) = log.log_id_at(snapshot.index)?.filter(|there| *there != snapshot) else { return Ok(()) };
+    let committed = log.committed()?.max(applied);
+    let from = committed.map_or(0, |id| id.index + 1).min(snapshot.index);
+    warn!(%snapshot, %there, from, "the end of the log contradicts a snapshot that was received: it is removed");
+    log.truncate_blocking(from)
 }
 
 fn raft_config(identity: Identity, timings: &Timings) -> Config {
@@ -257,6 +308,7 @@ fn raft_config(identity: Identity, timings: &Timings) -> Config {
         max_in_snapshot_log_to_keep: u64::MAX,
         // Bounded by bytes, see `log_store`.
         max_payload_entries: 4096,
+        state_machine_channel_size: Some(APPLY_COMMANDS_MAX),
         enable_pre_vote: Some(true),
         // A restored leader could answer reads from rows that fell back.
         enable_leader_restore: Some(false),
@@ -304,7 +356,7 @@ async fn assemble(
     });
 
     // This node's stream of commands, and its part as a leader.
-    let seed = StreamSeed::new(identity.node, options.limits, effects);
+    let seed = StreamSeed::new(identity.node, options.limits, timings.cold_start_jump_max, effects);
     consensus.set_clock(seed.clock());
     apply.observe(Box::new(seed.observer()));
     let stream = seed.run(&consensus, pool.clone(), apply.clone(), options.info.clone(), timings, &tasks);
@@ -312,10 +364,15 @@ async fn assemble(
     let (status_task, status) =
         StatusTask::new(consensus.clone(), apply.clone(), links.clone(), stream.incarnation(), stream.has_quorum());
 
-    let close_log = Box::pin(async move {
+    let closing = snapshots.clone();
+    let close_files = Box::pin(async move {
         let engine = engine.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        // The last clone waits for the disk.
-        let _ = spawn_blocking(move || drop(engine)).await;
+        let close = move || {
+            closing.close();
+            // The last clone waits for the disk.
+            drop(engine);
+        };
+        let _ = spawn_blocking(close).await;
     });
     let mut services = stream.services();
     let cluster = Cluster(Arc::new(Node {
@@ -328,7 +385,7 @@ async fn assemble(
         log_stats: log.engine().stats(),
         peer_address: options.info.peer.clone(),
         tasks,
-        close_log: Mutex::new(Some(close_log)),
+        close_files: Mutex::new(Some(close_files)),
         data_dir,
     }));
 
@@ -342,14 +399,21 @@ async fn assemble(
     tasks.spawn("peer port", listener.run(local, pool.addresses().clone(), services));
     raft.run();
     tasks.spawn("leader view", consensus.clone().run_view());
-    tasks.spawn("addresses", members.clone().tell_addresses(pool.addresses().clone()));
+    let (known, known_links, known_qos0) = (pool.clone(), links.clone(), cluster.0.stream.qos0().clone());
+    let tell = move |members: BTreeMap<NodeId, String>| {
+        let is_member = |node: NodeId| members.contains_key(&node);
+        known_links.retain(is_member);
+        known_qos0.retain_peers(is_member);
+        known.set_members(members);
+    };
+    tasks.spawn("members known", members.clone().tell(tell));
     tasks.spawn("failover", Failover::new(consensus.clone(), links, peers_gone).run());
     tasks.spawn("retention", run_retention(consensus.clone(), log.sizes().clone(), options.log));
     tasks.spawn("members", members.look_after());
     tasks.spawn("status", status_task.run());
     tasks.spawn("raft watch", watch_raft(consensus, options.on_fatal.clone()));
 
-    // Also when a first start was cut short before this.
+    // Also when a first start was cut short before this. No node that joined has this id.
     if identity.node == FIRST_NODE && !cluster.0.data_dir.has_log()? {
         bootstrap(&raft, &options).await?;
     }
@@ -383,15 +447,15 @@ async fn mark_log(node: Weak<Node>, identity: Identity, log: LogStore<RocksLog>)
     }
 }
 
-/// Raft that ends by itself is fatal.
+/// Raft that ends by itself is fatal. A shutdown ends this task first.
 async fn watch_raft(consensus: Consensus, on_fatal: crate::options::FatalHook) {
     let mut metrics = consensus.raft().server_metrics();
     while metrics.changed().await.is_ok() {}
     let metrics = consensus.raft().metrics();
     let state = metrics.borrow_watched().running_state.clone();
-    if let Err(fatal) = state {
-        on_fatal.0(&format!("Raft has stopped: {fatal}"));
-    }
+    // A core that panicked had no time to say why: then the state is still good.
+    let why = state.err().map_or_else(|| "its core has panicked".into(), |fatal| fatal.to_string());
+    on_fatal.0(&format!("Raft has stopped: {why}"));
 }
 
 /// The peer port must not keep a node alive that everyone else has dropped.

@@ -1,7 +1,7 @@
 //! openraft's state machine over the apply thread and the snapshot folders.
 //!
-//! Nothing is applied here: runs of entries are handed to the apply thread and awaited, so openraft's worker
-//! never blocks a runtime thread. Snapshots are built beside the apply thread, from the row files
+//! Nothing is applied here: runs of entries are decoded, handed to the apply thread and awaited, so openraft's
+//! worker never blocks a runtime thread. Snapshots are built beside the apply thread, from the row files
 //! themselves, and say what they contain; installing one swaps the rows under the machine.
 
 use std::io;
@@ -14,7 +14,7 @@ use quorate_store::machine::Machine;
 use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use crate::apply::ApplyHandle;
+use crate::apply::{ApplyHandle, Run};
 use crate::snapshots::{SnapshotData, Snapshots};
 use crate::types::{LogId, Snapshot, SnapshotMeta, StoredMembership, Types};
 
@@ -46,8 +46,9 @@ impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        let (snapshots, rows) = (self.snapshots.clone(), self.apply.reader());
-        let (meta, snapshot) = spawn_blocking(move || snapshots.build(&rows)).await.map_err(io::Error::other)??;
+        let (snapshots, apply) = (self.snapshots.clone(), self.apply.clone());
+        let built = spawn_blocking(move || snapshots.build(move || apply.reader()));
+        let (meta, snapshot) = built.await.map_err(io::Error::other)??;
         info!(snapshot = %meta, "snapshot built");
         Ok(RaftSnapshot { meta, snapshot })
     }
@@ -66,22 +67,33 @@ impl RaftStateMachine<Types> for StateMachine {
     where
         S: Stream<Item = io::Result<EntryResponder<Types>>> + Unpin + OptionalSend,
     {
-        let mut run = Vec::new();
+        let mut entries_of_run = Vec::new();
         let mut bytes = 0;
+        // The run before the one that is gathered: it is applied while the next is read and decoded.
+        let mut before: Option<Run> = None;
         while let Some((entry, responder)) = entries.try_next().await? {
             if let EntryPayload::Normal(proposal) = entry.payload() {
                 bytes += proposal.bytes.len();
             }
-            run.push((entry, responder));
-            if run.len() >= RUN_ENTRIES_MAX || bytes >= RUN_BYTES_MAX {
+            entries_of_run.push((entry, responder));
+            if entries_of_run.len() >= RUN_ENTRIES_MAX || bytes >= RUN_BYTES_MAX {
                 bytes = 0;
-                self.apply.run(std::mem::take(&mut run)).await.map_err(io::Error::other)?;
+                let run = self.apply.begin(std::mem::take(&mut entries_of_run)).map_err(io::Error::other)?;
+                if let Some(before) = before.replace(run) {
+                    before.applied().await.map_err(io::Error::other)?;
+                }
             }
         }
-        if !run.is_empty() {
-            self.apply.run(run).await.map_err(io::Error::other)?;
+        if !entries_of_run.is_empty() {
+            let run = self.apply.begin(entries_of_run).map_err(io::Error::other)?;
+            if let Some(before) = before.replace(run) {
+                before.applied().await.map_err(io::Error::other)?;
+            }
         }
-        Ok(())
+        match before {
+            Some(last) => last.applied().await.map_err(io::Error::other),
+            None => Ok(()),
+        }
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {

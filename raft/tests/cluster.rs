@@ -4,11 +4,10 @@
 mod testkit;
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use quorate_raft::{
-    Cluster, ClusterId, JoinError, LogRetention, MembershipError, NodeRole, RaftOptions, Start, StartError,
-};
+use quorate_raft::{Cluster, ClusterId, LogRetention, MembershipError, RaftOptions, Start, StartError};
 use quorate_store::command::{Command, Setting};
 use quorate_store::effect::Outcome;
 use quorate_store::ids::NodeId;
@@ -21,10 +20,6 @@ const SHORT: LogRetention = LogRetention {
     keep_bytes: 0,
     keep_entries: 20,
 };
-
-fn role(node: &TestNode, of: NodeId) -> Option<NodeRole> {
-    node.cluster.status().borrow().nodes.iter().find(|n| n.id == of).map(|n| n.role)
-}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_single_node_bootstraps_applies_and_comes_back() {
@@ -108,9 +103,9 @@ async fn when_the_leader_dies_another_is_elected_and_nothing_acknowledged_is_los
             .map(|n| (n.id(), numbers.clone().map(|number| n.submit(number)).collect::<Vec<_>>()))
             .collect();
         // It dies in the middle of that.
-        let dead = nodes.remove(at).crash().await;
+        let dying = nodes.remove(at);
         let rest: Vec<_> = nodes.iter().collect();
-        let new = leader(&rest).await.id();
+        let (dead, new) = tokio::join!(dying.crash(), async { leader(&rest).await.id() });
         assert_ne!(new, old);
         // What the survivors' clients had in flight comes through.
         for (publisher, tickets) in &submitted {
@@ -173,8 +168,9 @@ async fn a_follower_that_was_away_gets_a_snapshot_when_the_log_is_purged() {
     for round in 0..10 {
         a.publish(100 + round * 100..200 + round * 100).await;
     }
+    let more = AtomicU64::new(50_000);
     eventually("the log is purged beyond what the follower has", async || {
-        a.publish([50_000]).await;
+        a.publish([more.fetch_add(1, Ordering::Relaxed)]).await;
         let purged = |n: &TestNode| n.cluster.status().borrow().purged.is_some_and(|p| p > away_at + 10);
         (purged(&a) && purged(&b)).then_some(())
     })
@@ -197,81 +193,6 @@ async fn a_follower_that_was_away_gets_a_snapshot_when_the_log_is_purged() {
     for node in [a, b, c] {
         node.shutdown().await;
     }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn members_come_and_go_one_change_at_a_time() {
-    let [a, b, c] = three(LogRetention::default()).await;
-    let first = leader(&[&a, &b, &c]).await;
-    let peers = vec![b.cluster.peer_address().to_owned()];
-    let d = TestNode::start("d", Start::JoinPeers { peers, stays_learner: true }).await;
-    assert_eq!(d.id(), NodeId(4));
-    d.serves().await;
-    d.publish(0..20).await;
-    assert_eq!(role(first, d.id()), Some(NodeRole::Learner), "it is to stay one");
-
-    assert!(matches!(first.cluster.promote(NodeId(9)).await, Err(MembershipError::UnknownNode(NodeId(9)))));
-    let (one, other) = tokio::join!(first.cluster.promote(d.id()), first.cluster.promote(d.id()));
-    assert!(one.is_ok(), "{one:?}");
-    assert!(matches!(other, Err(MembershipError::InProgress)), "{other:?}");
-    all_vote(&[&a, &b, &c, &d]).await;
-
-    first.cluster.demote(d.id()).await.unwrap();
-    eventually("it is a learner again", async || (role(first, d.id()) == Some(NodeRole::Learner)).then_some(())).await;
-    // And stays one: it is not promoted by itself any more.
-    first.cluster.demote(d.id()).await.unwrap();
-    first.cluster.remove(d.id()).await.unwrap();
-    eventually("it is gone", async || role(first, d.id()).is_none().then_some(())).await;
-    first.cluster.remove(d.id()).await.unwrap();
-    let closed =
-        async || (d.recorder.incarnations_closed() > 0 || d.cluster.status().borrow().leader.is_none()).then_some(());
-    let _ = tokio::time::timeout(Duration::from_secs(1), eventually("its life is over", closed)).await;
-    d.cluster.crash().await;
-
-    // A wiped machine is another node.
-    let e = TestNode::join("e", &a, LogRetention::default()).await;
-    assert_eq!(e.id(), NodeId(5));
-    e.serves().await;
-    all_vote(&[&a, &b, &c, &e]).await;
-
-    // A leader that is to go hands over first.
-    let leaving = leader(&[&a, &b, &c, &e]).await;
-    let rest: Vec<_> = [&a, &b, &c, &e].into_iter().filter(|n| n.id() != leaving.id()).collect();
-    let told = leaving.cluster.remove(leaving.id()).await;
-    assert!(matches!(told, Err(MembershipError::NotLeader { .. })), "{told:?}");
-    let new = leader(&rest).await;
-    new.cluster.remove(leaving.id()).await.unwrap();
-    leaving.cluster.crash().await;
-    all_vote(&rest).await;
-    for node in &rest {
-        node.publish(500..510).await;
-    }
-    assert_same_rows(&rest).await;
-    for node in rest {
-        node.assert_sound();
-        node.cluster.shutdown().await;
-    }
-}
-
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_last_voter_stays_and_a_silent_learner_is_not_promoted() {
-    let a = TestNode::start("a", Start::Bootstrap).await;
-    a.serves().await;
-    for gone in [a.cluster.remove(a.id()).await, a.cluster.demote(a.id()).await] {
-        assert!(matches!(gone, Err(MembershipError::LastVoter(NodeId(1)))), "{gone:?}");
-    }
-    assert!(matches!(a.cluster.transfer(None).await, Err(MembershipError::LastVoter(_))));
-    // Nobody listens there.
-    let grant = a.cluster.admit(join_request(77, "127.0.0.1:9", false)).await.unwrap();
-    assert_eq!(a.cluster.admit(join_request(77, "127.0.0.1:9", false)).await.unwrap(), grant, "the same token");
-    let other = a.cluster.admit(join_request(78, "127.0.0.1:9", true)).await.unwrap();
-    assert_eq!((grant.node, other.node), (NodeId(2), NodeId(3)));
-    let refused = a.cluster.promote(grant.node).await;
-    assert!(matches!(refused, Err(MembershipError::NotCaughtUp { node: NodeId(2), .. })), "{refused:?}");
-    assert!(matches!(a.cluster.admit(join_request(79, "", false)).await, Err(JoinError::Refused(_))));
-    a.publish(0..10).await;
-    a.cluster.remove(grant.node).await.unwrap();
-    a.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -384,6 +305,33 @@ async fn rows_that_are_ahead_of_the_log_become_a_snapshot_that_others_can_be_ser
     for node in [a, b, c, d] {
         node.shutdown().await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_rows_are_gone_goes_on_from_its_snapshot_and_without_one_says_so() {
+    let a = TestNode::start_with("a", Start::Bootstrap, SHORT).await;
+    a.serves().await;
+    let more = AtomicU64::new(0);
+    eventually("the log is purged", async || {
+        let first = more.fetch_add(100, Ordering::Relaxed);
+        a.publish(first..first + 100).await;
+        a.cluster.status().borrow().purged.is_some_and(|p| p > 0).then_some(())
+    })
+    .await;
+    let recorder = a.recorder.clone();
+    let dead = a.shutdown().await;
+    let data = dead.options.data_dir.clone();
+    std::fs::remove_dir_all(data.join("rows")).unwrap();
+    let a = dead.restart().await;
+    a.serves().await;
+    assert!((0..more.into_inner()).all(|n| a.has(a.id(), n)));
+
+    let dead = a.shutdown().await;
+    std::fs::remove_dir_all(data.join("rows")).unwrap();
+    std::fs::remove_dir_all(data.join("snapshots")).unwrap();
+    let lost = Cluster::start(dead.options.clone(), recorder).await.unwrap_err();
+    assert!(matches!(lost, StartError::StateLost { node: NodeId(1), applied: 0, .. }), "{lost}");
+    assert!(lost.to_string().contains("empty data directory"), "{lost}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

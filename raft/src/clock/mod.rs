@@ -7,18 +7,20 @@
 //! Wall clocks enter once, at a cold start: the whole cluster was down, nobody has live time, and the log's
 //! last stamp is as old as the outage. A node has *live* time when it led with live time, or was answered by
 //! a leader that has it. A leader without live time looks at what the nodes tell with their pings: if one
-//! has live time it takes that; if a majority of the voters (itself among them) has answered and none has,
-//! it takes the larger of the last stamp and the lower median of their wall clocks. Until then it carries on
-//! from the last stamp, which can only delay what is due. A jump of more than a day is logged as an alarm.
-//! It never looks at a wall clock again after that.
+//! has live time it takes that; if all voters have answered and none has, or after a second a majority (itself
+//! among them), it takes the larger of the last stamp and the lower median of their wall clocks. Until then it
+//! takes no batches of clients: what they published would get its deadline by the old time, and the jump would
+//! expire it at once. It never looks at a wall clock again after that.
 //!
-//! Simple for now: after the alarm, what is due by the new time expires; holding that back until an operator
-//! or a second majority agrees is not built yet.
+//! A jump above `cold_start_jump_max` is not taken by itself: a majority may have wrong clocks, and what expires
+//! is gone. Then time carries on from the last stamp, which can only delay what is due, with an alarm, until all
+//! voters have reported and their clocks agree; an operator who knows better raises the bound.
 
 mod ticker;
 
 use std::collections::HashMap;
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use quorate_store::ids::{ClusterTime, NodeId};
@@ -30,8 +32,10 @@ use crate::consensus::StampClock;
 use crate::leader_intake::ClockReport;
 use crate::proposer::lock;
 
-/// A jump of cluster time at a cold start that is worth an alarm.
-const JUMP_ALARM: Duration = Duration::from_secs(24 * 3600);
+/// How long a leader without live time waits for the voters that have not reported, one of which may have it.
+const REPORTS_PATIENCE: Duration = Duration::from_millis(1000);
+/// Wall clocks this far from each other agree.
+const WALLS_AGREE: Duration = Duration::from_secs(60);
 /// Nodes whose reports are kept; far more than a cluster has voters.
 const REPORTS_MAX: usize = 1024;
 
@@ -45,6 +49,8 @@ pub(crate) fn wall_ms() -> u64 {
 #[derive(Debug)]
 pub(crate) struct ClusterClock {
     state: Mutex<ClockState>,
+    /// Read for each batch.
+    is_live: AtomicBool,
 }
 
 /// What the clock knows. Times come in from outside, so that it can be tested.
@@ -53,8 +59,22 @@ struct ClockState {
     time: ClusterTime,
     at: Instant,
     is_live: bool,
-    /// Of other nodes, while this one has no live time.
+    jump_max: Duration,
+    /// Of other nodes, while this one looks at wall clocks.
     reports: HashMap<NodeId, (ClockReport, Instant)>,
+    /// Leads without live time: in which term, and since when.
+    leads_since: Option<(u64, Instant)>,
+    /// Leads, in this term, with a time that the wall clocks are far ahead of.
+    held_in: Option<u64>,
+}
+
+/// A leader that looks whether it can have live time.
+#[derive(Clone, Copy, Debug)]
+struct Leader<'a> {
+    me: NodeId,
+    term: u64,
+    voters: &'a [NodeId],
+    wall_ms: u64,
 }
 
 /// What a leader without live time did.
@@ -64,6 +84,11 @@ enum Settled {
     NotYet,
     /// Took over another node's live time.
     Adopted,
+    /// Carries on from the last stamp: the wall clocks are too far ahead.
+    Held {
+        /// By how much time would jump.
+        jump: Duration,
+    },
     /// Took the wall clocks.
     Wall {
         /// By how much time jumped.
@@ -74,8 +99,16 @@ enum Settled {
 }
 
 impl ClockState {
-    fn new(now: Instant) -> Self {
-        Self { time: ClusterTime::default(), at: now, is_live: false, reports: HashMap::new() }
+    fn new(now: Instant, jump_max: Duration) -> Self {
+        Self {
+            time: ClusterTime::default(),
+            at: now,
+            is_live: false,
+            jump_max,
+            reports: HashMap::new(),
+            leads_since: None,
+            held_in: None,
+        }
     }
 
     fn now(&self, now: Instant) -> ClusterTime {
@@ -94,12 +127,26 @@ impl ClockState {
         self.observe(time, now);
         self.is_live = true;
         self.reports.clear();
+        self.held_in = None;
     }
 
-    /// On a leader without live time. `own` is this node's report.
-    fn settle(&mut self, me: NodeId, voters: &[NodeId], own_wall_ms: u64, now: Instant) -> Settled {
+    /// Whether what other nodes tell of their clocks is of any use.
+    fn listens(&self) -> bool {
+        !self.is_live || self.held_in.is_some()
+    }
+
+    /// On a leader without live time, or one that holds it.
+    fn settle(&mut self, leader: Leader<'_>, now: Instant) -> Settled {
+        let Leader { me, term, voters, wall_ms: own_wall_ms } = leader;
+        if self.held_in.is_some_and(|held| held != term) {
+            // Others have led meanwhile, and their time is what it is.
+            self.held_in = None;
+            self.reports.clear();
+            return Settled::NotYet;
+        }
         if let Some(time) =
             self.reports.values().filter(|(r, _)| r.is_live).map(|(r, at)| aged(r.time.0, *at, now)).max()
+            && !self.is_live
         {
             self.adopt(ClusterTime(time), now);
             return Settled::Adopted;
@@ -111,15 +158,30 @@ impl ClockState {
             self.reports.get(voter).map(|(r, at)| aged(r.wall_ms, *at, now))
         };
         let mut walls: Vec<u64> = voters.iter().filter_map(wall).collect();
-        if walls.len() <= voters.len() / 2 {
+        let since = match self.leads_since {
+            Some((of, since)) if of == term => since,
+            _ => now,
+        };
+        self.leads_since = Some((term, since));
+        let all = walls.len() == voters.len();
+        let waited = now.saturating_duration_since(since) >= REPORTS_PATIENCE;
+        if walls.len() <= voters.len() / 2 || !(all || waited) {
             return Settled::NotYet;
         }
         walls.sort_unstable();
         let Some(median) = walls.get((walls.len() - 1) / 2).copied() else { return Settled::NotYet };
         let before = self.now(now);
         let is_first = self.time == ClusterTime::default();
+        let jump = Duration::from_millis(median.saturating_sub(before.0));
+        let apart = walls.last().zip(walls.first()).map_or(0, |(last, first)| last - first);
+        let agree = all && Duration::from_millis(apart) <= WALLS_AGREE;
+        if jump > self.jump_max && !is_first && !agree {
+            let is_new = self.held_in.replace(term).is_none();
+            self.is_live = true;
+            return if is_new { Settled::Held { jump } } else { Settled::NotYet };
+        }
         self.adopt(ClusterTime(median), now);
-        Settled::Wall { jump: Duration::from_millis(self.now(now).0 - before.0), is_first }
+        Settled::Wall { jump, is_first }
     }
 }
 
@@ -129,9 +191,17 @@ fn aged(ms: u64, at: Instant, now: Instant) -> u64 {
 }
 
 impl ClusterClock {
-    /// Knows nothing yet.
-    pub(crate) fn new() -> Self {
-        Self { state: Mutex::new(ClockState::new(Instant::now())) }
+    /// Knows nothing yet. At a cold start it jumps by at most `jump_max` without more agreement.
+    pub(crate) fn new(jump_max: Duration) -> Self {
+        Self { state: Mutex::new(ClockState::new(Instant::now(), jump_max)), is_live: AtomicBool::new(false) }
+    }
+
+    /// Changes the state, and shows whether time is live.
+    fn with<T>(&self, f: impl FnOnce(&mut ClockState) -> T) -> T {
+        let mut state = lock(&self.state);
+        let result = f(&mut state);
+        self.is_live.store(state.is_live, Ordering::Release);
+        result
     }
 
     /// Cluster time now, as far as this node knows: for deadlines that the front end puts into commands.
@@ -152,41 +222,44 @@ impl ClusterClock {
 
     /// The leader tells of its clock.
     pub(crate) fn leader_says(&self, report: ClockReport) {
-        let mut state = lock(&self.state);
-        if report.is_live {
-            state.adopt(report.time, Instant::now());
-        } else {
-            state.observe(report.time, Instant::now());
-        }
+        self.with(|state| {
+            if report.is_live {
+                state.adopt(report.time, Instant::now());
+            } else {
+                state.observe(report.time, Instant::now());
+            }
+        });
     }
 
     /// On the leader: another node tells of its clock.
     pub(crate) fn heard(&self, from: NodeId, report: ClockReport) {
         let mut state = lock(&self.state);
-        if !state.is_live && (state.reports.len() < REPORTS_MAX || state.reports.contains_key(&from)) {
+        if state.listens() && (state.reports.len() < REPORTS_MAX || state.reports.contains_key(&from)) {
             state.reports.insert(from, (report, Instant::now()));
         }
     }
 
-    /// On the leader, every now and then: looks whether it can have live time. Cheap once it has.
-    pub(crate) fn settle(&self, me: NodeId, voters: &[NodeId]) {
-        let settled = {
-            let mut state = lock(&self.state);
-            if state.is_live {
-                return;
+    /// On the leader of `term`, every now and then: looks whether it can have live time. Cheap once it has.
+    pub(crate) fn settle(&self, me: NodeId, term: u64, voters: &[NodeId]) {
+        let settled = self.with(|state| {
+            if !state.listens() {
+                return Settled::NotYet;
             }
-            state.settle(me, voters, wall_ms(), Instant::now())
-        };
+            state.settle(Leader { me, term, voters, wall_ms: wall_ms() }, Instant::now())
+        });
         match settled {
             Settled::NotYet => {}
             Settled::Adopted => info!("cluster time goes on from a node that was running"),
-            Settled::Wall { jump, is_first } if !is_first && jump > JUMP_ALARM => {
-                warn!(
-                    jump_s = jump.as_secs(),
-                    "alarm: cluster time jumps by more than a day at this cold start; was the cluster down for so long, \
-                     or are the clocks of a majority wrong?"
-                );
-            }
+            Settled::Held { jump } => warn!(
+                jump_s = jump.as_secs(),
+                "alarm: at this cold start the wall clocks of a majority are far ahead of cluster time. Nothing expires \
+                 by them: time goes on from where it stopped, until all voters are here and their clocks agree. If the \
+                 cluster was down for so long, raise cold_start_jump_s_max and restart all nodes; else set their clocks"
+            ),
+            Settled::Wall { jump, is_first } if !is_first && jump > lock(&self.state).jump_max => warn!(
+                jump_s = jump.as_secs(),
+                "alarm: cluster time jumps far at this cold start, as the clocks of all voters agree"
+            ),
             Settled::Wall { jump, .. } => {
                 info!(jump_ms = jump.as_millis() as u64, "cluster time starts from the wall clocks of a majority")
             }
@@ -197,6 +270,10 @@ impl ClusterClock {
 impl StampClock for ClusterClock {
     fn stamp(&self) -> ClusterTime {
         self.now()
+    }
+
+    fn is_live(&self) -> bool {
+        self.is_live.load(Ordering::Acquire)
     }
 }
 

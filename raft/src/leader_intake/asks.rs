@@ -6,14 +6,14 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use quorate_store::codec;
 use quorate_store::ids::NodeId;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::timeout;
+use tokio::time::{MissedTickBehavior, interval, timeout};
 use tracing::debug;
 
 use super::{Answer, Ask, LeaderDesk, Leadership, Question, Refused, Reply, kind};
@@ -27,6 +27,10 @@ const QUEUE_MAX: usize = 256;
 const UNANSWERED_MAX: usize = 1024;
 /// A leader that takes nothing for so long is dialed anew.
 const SEND_PATIENCE: Duration = Duration::from_millis(1500);
+/// A connection on which nothing comes for so long while an answer is due is thrown away. Pings are answered at
+/// once, so it is not the leader that is slow: the connection is of before the network broke and healed, and what
+/// is sent down it waits for TCP's next attempt.
+const SILENCE_MAX: Duration = Duration::from_millis(1500);
 
 /// Why there is no answer. The question may have been received.
 #[derive(Clone, Debug, Error, PartialEq, Eq)]
@@ -82,7 +86,35 @@ struct Call {
     answer: oneshot::Sender<Reply>,
 }
 
-type Unanswered = Arc<Mutex<HashMap<u64, oneshot::Sender<Reply>>>>;
+/// What is asked on one connection and not answered.
+#[derive(Default)]
+struct Waiting {
+    answers: HashMap<u64, oneshot::Sender<Reply>>,
+    /// Questions without an answer, those included that nobody waits for any more.
+    due: usize,
+    /// Since when an answer has been due, and none came.
+    since: Option<Instant>,
+}
+
+impl Waiting {
+    fn asked(&mut self, number: u64, answer: oneshot::Sender<Reply>, now: Instant) {
+        self.answers.insert(number, answer);
+        self.due += 1;
+        self.since.get_or_insert(now);
+    }
+
+    fn answered(&mut self, number: u64, now: Instant) -> Option<oneshot::Sender<Reply>> {
+        self.due = self.due.saturating_sub(1);
+        self.since = (self.due > 0).then_some(now);
+        self.answers.remove(&number)
+    }
+
+    fn is_silent(&self, now: Instant) -> bool {
+        self.since.is_some_and(|since| now.saturating_duration_since(since) >= SILENCE_MAX)
+    }
+}
+
+type Unanswered = Arc<Mutex<Waiting>>;
 
 /// Asks the leader. Cheap to clone.
 pub(crate) struct Asks<L> {
@@ -157,7 +189,7 @@ impl Drop for Conn {
     fn drop(&mut self) {
         self.reader.abort();
         // Whoever waits learns of it by the dropped sender.
-        lock(&self.unanswered).clear();
+        lock(&self.unanswered).answers.clear();
     }
 }
 
@@ -196,11 +228,11 @@ impl Courier {
         let body = codec::encode(&Question { number, ask: call.ask }).map_err(std::io::Error::other)?;
         {
             let mut unanswered = lock(&conn.unanswered);
-            unanswered.retain(|_, answer| !answer.is_closed());
-            if unanswered.len() >= UNANSWERED_MAX {
+            unanswered.answers.retain(|_, answer| !answer.is_closed());
+            if unanswered.answers.len() >= UNANSWERED_MAX {
                 return Err(std::io::Error::other("too many questions without an answer"));
             }
-            unanswered.insert(number, call.answer);
+            unanswered.asked(number, call.answer, Instant::now());
         }
         conn.sender.send(kind::QUESTION, body).await?;
         conn.sender.flush().await
@@ -222,12 +254,26 @@ async fn dial(pool: &PeerPool, leader: &mut watch::Receiver<LeaderView>, to: Nod
 }
 
 async fn read_answers(mut receiver: PeerReceiver, unanswered: Unanswered) {
-    while let Ok(Some(frame)) = receiver.recv().await {
+    let mut look = interval(SILENCE_MAX / 5);
+    look.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    loop {
+        let frame = tokio::select! {
+            biased;
+            frame = receiver.recv() => frame,
+            _ = look.tick() => {
+                if lock(&unanswered).is_silent(Instant::now()) {
+                    debug!("the leader answers nothing on this connection");
+                    break;
+                }
+                continue;
+            }
+        };
+        let Ok(Some(frame)) = frame else { break };
         let Ok(Answer { number, reply }) = codec::decode::<Answer>(&frame.body) else { break };
-        if let Some(answer) = lock(&unanswered).remove(&number) {
+        if let Some(answer) = lock(&unanswered).answered(number, Instant::now()) {
             // Whoever asked may have lost patience.
             let _ = answer.send(reply);
         }
     }
-    lock(&unanswered).clear();
+    lock(&unanswered).answers.clear();
 }

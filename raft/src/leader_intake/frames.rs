@@ -28,7 +28,7 @@ pub(crate) enum Refused {
         /// Who does, as far as it knows.
         leader: Option<NodeId>,
     },
-    /// Its disk is behind, or it has no majority just now: come again shortly.
+    /// It leads, but has dropped something of what it took, or takes no direct commands just now: come again.
     Busy,
     /// A batch that it cannot read. Nothing unreadable is ever appended.
     Malformed,
@@ -69,8 +69,8 @@ pub(crate) enum Ask {
 pub(crate) enum Reply {
     /// To a ping.
     Pong {
-        /// A majority backed this leader within `quorum_grace`.
-        has_quorum: bool,
+        /// A majority backed this leader so long ago, if it did within `quorum_grace` and the asker is a member.
+        quorum_age_ms: Option<u64>,
         /// Its clock.
         clock: ClockReport,
     },
@@ -125,6 +125,7 @@ mod tests {
     use quorate_store::ids::Position;
 
     use super::*;
+    use crate::golden::frame;
 
     #[test]
     fn questions_and_answers_survive_the_wire() {
@@ -139,7 +140,8 @@ mod tests {
             assert_eq!(codec::decode::<Question>(&codec::encode(&question).unwrap()).unwrap(), question);
         }
         for reply in [
-            Reply::Pong { has_quorum: false, clock },
+            Reply::Pong { quorum_age_ms: None, clock },
+            Reply::Pong { quorum_age_ms: Some(77), clock },
             Reply::Enqueued,
             Reply::ReadIndex(5),
             Reply::Refused(Refused::NotLeader { leader: Some(NodeId(3)) }),
@@ -147,6 +149,35 @@ mod tests {
         ] {
             let answer = Answer { number: 0, reply };
             assert_eq!(codec::decode::<Answer>(&codec::encode(&answer).unwrap()).unwrap(), answer);
+        }
+    }
+
+    #[test]
+    fn questions_answers_and_refusals_keep_their_bytes() {
+        let clock = ClockReport { time: ClusterTime(77), is_live: true, wall_ms: 1_700_000_000_000 };
+        let incarnation = Some(Incarnation(Position::new(9, 1)));
+        for (name, ask) in [
+            ("question-ping", Ask::Ping { incarnation, clock }),
+            ("question-direct", Ask::Direct(Payload(Bytes::from_static(b"an encoded batch")))),
+            ("question-read-index", Ask::ReadIndex),
+        ] {
+            frame(name, &Question { number: 300, ask });
+        }
+        for (name, reply) in [
+            ("answer-pong", Reply::Pong { quorum_age_ms: Some(180), clock }),
+            ("answer-enqueued", Reply::Enqueued),
+            ("answer-read-index", Reply::ReadIndex(1 << 40)),
+            ("answer-refused", Reply::Refused(Refused::Malformed)),
+            ("answer-no-quorum", Reply::NoQuorum),
+        ] {
+            frame(name, &Answer { number: 300, reply });
+        }
+        for (name, refused) in [
+            ("refused-not-leader", Refused::NotLeader { leader: Some(NodeId(3)) }),
+            ("refused-busy", Refused::Busy),
+            ("refused-stopped", Refused::Stopped),
+        ] {
+            frame(name, &refused);
         }
     }
 

@@ -27,15 +27,17 @@ pub(crate) use asks::{AskError, Asks};
 pub(crate) use frames::{Answer, Ask, ClockReport, Question, Refused, Reply, kind};
 
 use crate::clock::ClusterClock;
-use crate::consensus::{AppendRefused, AppliedView, Consensus, LeaderView, ReadIndexError};
+use crate::consensus::{AppendRefused, Appended, AppliedView, Consensus, LeaderView, ReadIndexError};
 use crate::liveness::Attendance;
 use crate::peer::{PeerConn, PeerReceiver, PeerSender, PeerService, Purpose};
 use crate::proposer::StreamStats;
 
-/// How long a proposal waits for a leader that takes none just now, before its sender is told.
+/// How long a direct command waits for a leader that takes none just now, before its sender is told.
 const PATIENCE: Duration = Duration::from_millis(250);
 /// Between two attempts.
 const RETRY_PAUSE: Duration = Duration::from_millis(2);
+/// Between two attempts at a batch of a stream.
+const TURN_PAUSE: Duration = Duration::from_millis(5);
 /// Questions of one connection that are being answered.
 const QUESTIONS_MAX: usize = 128;
 
@@ -44,15 +46,19 @@ pub(crate) trait Leadership: Clone + Send + Sync + 'static {
     /// This node.
     fn node_id(&self) -> NodeId;
     /// Enqueues an encoded batch, in the order of the calls. An error means that nothing was appended.
-    fn append(&self, bytes: Bytes) -> impl Future<Output = Result<(), AppendRefused>> + Send;
+    fn append(&self, bytes: Bytes, what: Appended) -> impl Future<Output = Result<(), AppendRefused>> + Send;
     /// Who leads.
     fn leader_watch(&self) -> watch::Receiver<LeaderView>;
     /// What is applied here.
     fn applied_watch(&self) -> watch::Receiver<AppliedView>;
     /// On the leader: when a majority last acknowledged it.
     fn quorum_acked_at(&self) -> Option<Instant>;
+    /// Elsewhere: when the leader last sent anything.
+    fn leader_heard_at(&self) -> Option<Instant>;
     /// The voters of the membership in force.
     fn voters(&self) -> Vec<NodeId>;
+    /// Whether this node is in the membership in force.
+    fn is_member(&self, node: NodeId) -> bool;
     /// On the leader: ReadIndex.
     fn read_index(&self) -> impl Future<Output = Result<u64, ReadIndexError>> + Send;
 }
@@ -62,8 +68,8 @@ impl Leadership for Consensus {
         Self::node_id(self)
     }
 
-    async fn append(&self, bytes: Bytes) -> Result<(), AppendRefused> {
-        Self::append(self, bytes).await
+    async fn append(&self, bytes: Bytes, what: Appended) -> Result<(), AppendRefused> {
+        Self::append(self, bytes, what).await
     }
 
     fn leader_watch(&self) -> watch::Receiver<LeaderView> {
@@ -78,6 +84,14 @@ impl Leadership for Consensus {
         Self::quorum_acked_at(self)
     }
 
+    fn leader_heard_at(&self) -> Option<Instant> {
+        Self::leader_heard_at(self)
+    }
+
+    fn is_member(&self, node: NodeId) -> bool {
+        Self::is_member(self, node)
+    }
+
     fn voters(&self) -> Vec<NodeId> {
         let metrics = self.raft().metrics();
         let metrics = metrics.borrow_watched();
@@ -89,12 +103,37 @@ impl Leadership for Consensus {
     }
 }
 
-/// Appends, waiting a little while the leader takes nothing just now. `Ok` means *unknown*, an error means
-/// that nothing was appended.
+/// Appends the next batch of a stream. While the leader takes nothing (its disk is behind, or it has no time or
+/// majority yet), it waits: whoever sends is not read, which holds it back without making it send anything twice.
+/// Until `view` changes: then something before this batch may have been dropped, and nothing may follow it.
+/// `Ok` means *unknown*, an error means that nothing was appended.
+pub(crate) async fn append_in_turn(
+    raft: &impl Leadership,
+    batch: Bytes,
+    view: &mut watch::Receiver<LeaderView>,
+) -> Result<(), Refused> {
+    loop {
+        match raft.append(batch.clone(), Appended::Stream).await {
+            Ok(()) => return Ok(()),
+            Err(AppendRefused::NotLeader { leader }) => return Err(Refused::NotLeader { leader }),
+            Err(AppendRefused::Stopped) => return Err(Refused::Stopped),
+            Err(AppendRefused::Overloaded { .. } | AppendRefused::Paused) => {}
+        }
+        tokio::select! {
+            changed = view.changed() => {
+                return Err(if changed.is_ok() { not_leader(*view.borrow_and_update()) } else { Refused::Stopped });
+            }
+            () = sleep(TURN_PAUSE) => {}
+        }
+    }
+}
+
+/// Appends a direct batch, waiting a little while the leader takes nothing just now. `Ok` means *unknown*, an
+/// error means that nothing was appended.
 pub(crate) async fn append_patiently(raft: &impl Leadership, batch: Bytes) -> Result<(), Refused> {
     let mut deadline = None;
     loop {
-        match raft.append(batch.clone()).await {
+        match raft.append(batch.clone(), Appended::Direct).await {
             Ok(()) => return Ok(()),
             Err(AppendRefused::NotLeader { leader }) => return Err(Refused::NotLeader { leader }),
             Err(AppendRefused::Stopped) => return Err(Refused::Stopped),
@@ -140,9 +179,15 @@ impl<L: Leadership> LeaderDesk<L> {
                 if !view.is_self {
                     return Reply::Refused(Refused::NotLeader { leader: view.leader });
                 }
-                self.attendance.heard(from, incarnation, Instant::now());
-                self.clock.heard(from, clock);
-                Reply::Pong { has_quorum: self.has_quorum(), clock: self.clock.report() }
+                // One that was removed may not know it: nobody tells it any more.
+                let is_member = self.raft.is_member(from);
+                if is_member {
+                    self.attendance.heard(from, incarnation, Instant::now());
+                    self.clock.heard(from, clock);
+                }
+                let age_ms = |age: Duration| u64::try_from(age.as_millis()).unwrap_or(u64::MAX);
+                let quorum_age_ms = self.quorum_age().filter(|_| is_member).map(age_ms);
+                Reply::Pong { quorum_age_ms, clock: self.clock.report() }
             }
             Ask::Direct(batch) => {
                 if let Err(why) = check_batch(&batch.0, None) {
@@ -166,7 +211,12 @@ impl<L: Leadership> LeaderDesk<L> {
 
     /// Whether a majority backed this node, which leads, within `quorum_grace`.
     pub(crate) fn has_quorum(&self) -> bool {
-        self.raft.quorum_acked_at().is_some_and(|at| at.elapsed() < self.quorum_grace)
+        self.quorum_age().is_some()
+    }
+
+    /// How long ago that was.
+    fn quorum_age(&self) -> Option<Duration> {
+        Some(self.raft.quorum_acked_at()?.elapsed()).filter(|age| *age < self.quorum_grace)
     }
 }
 
@@ -236,7 +286,7 @@ impl<L: Leadership> LeaderIntake<L> {
             if view.has_changed().unwrap_or(true) {
                 return Some(not_leader(*view.borrow_and_update()));
             }
-            if let Err(refused) = append_patiently(&self.desk.raft, batch).await {
+            if let Err(refused) = append_in_turn(&self.desk.raft, batch, view).await {
                 return Some(refused);
             }
             self.desk.stats.intake_batches.inc();

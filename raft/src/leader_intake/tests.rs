@@ -23,7 +23,7 @@ fn batch(node: u64, seq: u64) -> Bytes {
 
 fn desk(raft: &FakeRaft) -> Arc<LeaderDesk<FakeRaft>> {
     let attendance = Arc::new(Attendance::new(Duration::from_secs(3)));
-    let clock = Arc::new(ClusterClock::new());
+    let clock = Arc::new(ClusterClock::new(Duration::MAX));
     Arc::new(LeaderDesk::new(raft.clone(), clock, attendance, Duration::from_secs(2), Arc::default()))
 }
 
@@ -100,15 +100,30 @@ async fn a_connection_ends_when_the_lead_is_lost_or_a_batch_was_dropped() {
 }
 
 #[tokio::test]
-async fn a_leader_whose_disk_is_behind_refuses_after_a_while_and_appends_nothing() {
+async fn a_leader_whose_disk_is_behind_reads_no_more_and_goes_on_when_it_is_not() {
     let cluster = FakeRaft::cluster(&[1, 2]);
     FakeRaft::elect(&cluster, 1, 1);
+    let mut refused = cluster[0].refused();
     cluster[0].set_mood(Mood::Refuses(AppendRefused::Overloaded { unflushed_bytes: 1 << 30 }));
     let (pool, ..) = serve(&cluster[0]).await;
     let mut conn = pool.dial(NodeId(1), Purpose::Proposals).await.unwrap();
-    send(&mut conn, batch(2, 1)).await;
-    assert_eq!(refusal(&mut conn).await, Refused::Busy);
+    let batches: Vec<Bytes> = (1..=3).map(|seq| batch(2, seq)).collect();
+    for batch in &batches {
+        send(&mut conn, batch.clone()).await;
+    }
+    // Longer than a direct command would wait.
+    timeout(SOON, refused.wait_for(|n| *n > 100)).await.unwrap().unwrap();
     assert!(cluster[0].log().borrow().is_empty());
+    cluster[0].set_mood(Mood::Takes);
+    assert_eq!(appended(&cluster[0], 3).await, batches);
+    // While it waits, the lead may go.
+    cluster[0].set_mood(Mood::Refuses(AppendRefused::Paused));
+    send(&mut conn, batch(2, 4)).await;
+    let before = *refused.borrow_and_update();
+    timeout(SOON, refused.wait_for(|n| *n > before)).await.unwrap().unwrap();
+    cluster[0].tell_refusal();
+    assert_eq!(refusal(&mut conn).await, Refused::Busy);
+    assert_eq!(cluster[0].log().borrow().len(), 3);
 }
 
 #[tokio::test]
@@ -138,12 +153,12 @@ async fn questions_are_answered_by_the_leader_wherever_they_are_asked() {
     let (here, _) = Asks::new(leader_desk, pool);
     tokio::spawn(courier);
     let info = NodeInfo::default();
-    let start = Command::NodeStarted(NodeStarted { node: NodeId(2), nonce: 5, wall_ms: 6, info });
+    let start = Command::NodeStarted(NodeStarted { node: NodeId(2), nonce: 5, replaces: None, wall_ms: 6, info });
     let direct = encode_direct(5, start).unwrap();
     for (asks, appended) in [(&here, 1), (&there, 2)] {
         let clock = ClockReport { time: ClusterTime(1), is_live: false, wall_ms: 2 };
         let pong = asks.ask(Ask::Ping { incarnation: None, clock }, SOON).await.unwrap();
-        assert!(matches!(pong, Reply::Pong { has_quorum: true, .. }));
+        assert!(matches!(pong, Reply::Pong { quorum_age_ms: Some(_), .. }));
         let ask = Ask::Direct(quorate_store::codec::Payload(direct.clone()));
         assert_eq!(asks.ask(ask, SOON).await, Ok(Reply::Enqueued));
         assert_eq!(cluster[0].log().borrow().len(), appended);
@@ -174,4 +189,68 @@ async fn who_asks_is_told_when_nobody_or_another_leads_or_the_leader_is_gone() {
         while !matches!(asks.ask(Ask::ReadIndex, SOON).await, Err(AskError::Unreachable { .. })) {}
     });
     gone.await.unwrap();
+}
+
+#[tokio::test]
+async fn a_ping_is_answered_with_the_age_of_the_majority_and_one_of_a_removed_node_with_none() {
+    let cluster = FakeRaft::cluster(&[1, 2, 3]);
+    FakeRaft::elect(&cluster, 1, 1);
+    let desk = desk(&cluster[0]);
+    let clock = ClockReport { time: ClusterTime(1), is_live: false, wall_ms: 2 };
+    let ping = async |node| match desk.answer(NodeId(node), Ask::Ping { incarnation: None, clock }).await {
+        Reply::Pong { quorum_age_ms, .. } => quorum_age_ms,
+        other => panic!("{other:?}"),
+    };
+    cluster[0].set_acked(Instant::now().checked_sub(Duration::from_millis(700)));
+    assert!(ping(2).await.is_some_and(|age| (700..2000).contains(&age)), "not as if it were new");
+    cluster[0].remove(NodeId(3));
+    assert_eq!(ping(3).await, None);
+    assert!(ping(2).await.is_some());
+    cluster[0].set_acked(Instant::now().checked_sub(Duration::from_secs(2)));
+    assert_eq!(ping(2).await, None, "beyond quorum_grace");
+}
+
+/// Takes questions; answers none on the first connection, and tells how many connections there were.
+struct Mute {
+    served: watch::Sender<u64>,
+    leader: Arc<LeaderIntake<FakeRaft>>,
+}
+
+impl PeerService for Mute {
+    fn purpose(&self) -> Purpose {
+        Purpose::Proposals
+    }
+
+    fn serve(self: Arc<Self>, from: NodeId, mut conn: PeerConn) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            self.served.send_modify(|n| *n += 1);
+            if *self.served.borrow() > 1 {
+                return self.leader.clone().serve(from, conn).await;
+            }
+            while let Ok(Some(_)) = conn.recv().await {}
+        })
+    }
+}
+
+#[tokio::test]
+async fn a_connection_on_which_no_answer_comes_is_dialed_anew() {
+    let cluster = FakeRaft::cluster(&[1, 2]);
+    FakeRaft::elect(&cluster, 1, 1);
+    let served = watch::Sender::new(0);
+    let leader = Arc::new(LeaderIntake::new(desk(&cluster[0])));
+    let mute: Arc<dyn PeerService> = Arc::new(Mute { served: served.clone(), leader });
+    let listener = PeerListener::bind("127.0.0.1:0", None).await.unwrap();
+    let addresses = AddressBook::default();
+    addresses.set_nodes([(NodeId(1), listener.local_addr().unwrap().to_string())].into());
+    tokio::spawn(listener.run(local(1), AddressBook::default(), vec![mute]));
+    let (asks, courier) = Asks::new(desk(&cluster[1]), PeerPool::new(local(2), addresses, None));
+    tokio::spawn(courier);
+    let clock = ClockReport { time: ClusterTime(1), is_live: false, wall_ms: 2 };
+    // As a node pings: the first ones are never answered.
+    let answered = timeout(SOON, async {
+        let ping = || Ask::Ping { incarnation: None, clock };
+        while asks.ask(ping(), Duration::from_millis(500)).await.is_err() {}
+    });
+    answered.await.unwrap();
+    assert_eq!(*served.borrow(), 2);
 }

@@ -76,8 +76,10 @@ impl PeerSender {
         self.queue_staging();
         while !self.queued.is_empty() {
             let mut written = {
-                let slices: Vec<IoSlice<'_>> = self.queued.iter().take(SLICES_MAX).map(|b| IoSlice::new(b)).collect();
-                self.io.write_vectored(&slices).await?
+                let mut slices = [IoSlice::new(&[]); SLICES_MAX];
+                let count = self.queued.len().min(SLICES_MAX);
+                slices.iter_mut().zip(&self.queued).for_each(|(slice, part)| *slice = IoSlice::new(part));
+                self.io.write_vectored(slices.get(..count).unwrap_or_default()).await?
             };
             if written == 0 {
                 return Err(io::ErrorKind::WriteZero.into());

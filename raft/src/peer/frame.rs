@@ -12,6 +12,10 @@ pub(crate) const FRAME_VERSION: u8 = 1;
 pub(crate) const FRAME_BODY_BYTES_MAX: usize = 64 << 20;
 /// Longest body before the hello is over.
 pub(crate) const HELLO_BODY_BYTES_MAX: usize = 4096;
+/// Bodies up to this length are copied out of the read buffer. What a frame holds may be kept for long (an entry
+/// in the log's tail, a queued message): a slice would keep the whole buffer, many times its own length, and the
+/// buffer could not be used again.
+const COPIED_BODY_BYTES_MAX: usize = 16 << 10;
 /// Length field and header.
 pub(crate) const FRAME_HEAD_LEN: usize = 8;
 /// Bytes of the header that the length field counts.
@@ -24,7 +28,7 @@ pub(crate) struct Frame {
     pub(crate) kind: u8,
     /// Raft group.
     pub(crate) group: GroupId,
-    /// A slice of the read buffer.
+    /// Its own memory when it is short, else a slice of the read buffer.
     pub(crate) body: Bytes,
 }
 
@@ -74,7 +78,13 @@ pub(crate) fn take_frame(buffer: &mut BytesMut, body_bytes_max: usize) -> io::Re
         return Ok(Parsed::Missing(whole - buffer.len()));
     }
     buffer.advance(FRAME_HEAD_LEN);
-    let body = buffer.split_to(body_len).freeze();
+    let body = if body_len <= COPIED_BODY_BYTES_MAX {
+        let body = Bytes::copy_from_slice(buffer.get(..body_len).unwrap_or_default());
+        buffer.advance(body_len);
+        body
+    } else {
+        buffer.split_to(body_len).freeze()
+    };
     Ok(Parsed::Frame(Frame { kind, group: GroupId(u16::from_le_bytes([g0, g1])), body }))
 }
 
@@ -103,6 +113,29 @@ mod tests {
             assert_eq!(take_frame(&mut buffer, 100).ok(), Some(Parsed::Frame(frame)));
         }
         assert!(buffer.is_empty());
+    }
+
+    #[test]
+    fn a_short_frame_that_is_kept_keeps_no_more_than_its_own_bytes() {
+        let mut buffer = BytesMut::new();
+        let mut kept = Vec::new();
+        for n in 0..1000 {
+            // As a reader does: room for much, one short frame comes.
+            buffer.reserve(COPIED_BODY_BYTES_MAX);
+            buffer.extend_from_slice(&framed(1, &[7; 200]));
+            let Ok(Parsed::Frame(frame)) = take_frame(&mut buffer, 1000) else { panic!("no frame") };
+            assert!(frame.body.is_unique(), "frame {n} shares the read buffer");
+            kept.push(frame.body);
+        }
+        assert!(buffer.is_empty() && buffer.capacity() <= 4 * COPIED_BODY_BYTES_MAX, "{}", buffer.capacity());
+        let bytes = kept.into_iter().filter_map(|body| Some(body.try_into_mut().ok()?.capacity())).sum::<usize>();
+        assert_eq!(bytes, 1000 * 200);
+        // A long one is not copied.
+        let long = framed(1, &[7; COPIED_BODY_BYTES_MAX + 1]);
+        buffer.extend_from_slice(&long);
+        let at = buffer.as_ptr();
+        let Ok(Parsed::Frame(frame)) = take_frame(&mut buffer, long.len()) else { panic!("no frame") };
+        assert_eq!(frame.body.as_ptr() as usize, at as usize + FRAME_HEAD_LEN);
     }
 
     #[test]

@@ -181,3 +181,18 @@ fn judge(hello: &Hello, local: &LocalPeer) -> Result<Purpose, String> {
     }
     Ok(purpose)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::golden::frame;
+
+    #[test]
+    fn the_hello_keeps_its_bytes() {
+        let (cluster, address) = (0x0123_4567_89ab_cdef_u128, String::from("a.example:7400"));
+        let hello = Hello { protocol: 1, cluster, node: 2, boot: 5, address: address.clone(), to: 3, purpose: 4 };
+        frame("hello", &hello);
+        frame("hello-welcome", &Welcome { cluster, node: 3, boot: 6, address });
+        frame("hello-refused", &Refused { why: "this is node 3, not node 2".into() });
+    }
+}

@@ -15,6 +15,7 @@ use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::hello::{LocalPeer, receive};
+use super::socket::prepare;
 use super::{AddressBook, PeerConn, PeerTls, Purpose};
 
 /// Longest wait for a caller's hello.
@@ -92,7 +93,7 @@ async fn serve_one(
 ) {
     let from = tcp.peer_addr().ok();
     let hello = async {
-        tcp.set_nodelay(true)?;
+        prepare(&tcp)?;
         let conn = match tls {
             None => {
                 let (reader, writer) = tcp.into_split();

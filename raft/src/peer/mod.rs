@@ -17,6 +17,7 @@ mod frame;
 mod hello;
 mod listener;
 mod pool;
+mod socket;
 mod tls;
 
 pub(crate) use conn::{PeerConn, PeerReceiver, PeerSender};

@@ -10,6 +10,7 @@ use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::hello::{LocalPeer, greet};
+use super::socket::prepare;
 use super::{PeerConn, PeerTls, Purpose};
 
 /// Longest wait for connection and hello.
@@ -76,6 +77,12 @@ impl PeerPool {
         &self.addresses
     }
 
+    /// Replaces what is known of the members; who is none any more is forgotten.
+    pub(crate) fn set_members(&self, members: BTreeMap<NodeId, String>) {
+        self.reached.lock().unwrap_or_else(PoisonError::into_inner).retain(|node, _| members.contains_key(node));
+        self.addresses.set_members(members);
+    }
+
     /// Connects to `node`.
     ///
     /// # Errors
@@ -108,7 +115,7 @@ pub(crate) async fn dial_address(
 ) -> io::Result<(PeerConn, LocalPeer)> {
     let connect = async {
         let tcp = TcpStream::connect(address).await?;
-        tcp.set_nodelay(true)?;
+        prepare(&tcp)?;
         let conn = match tls {
             None => {
                 let (reader, writer) = tcp.into_split();

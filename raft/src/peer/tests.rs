@@ -40,11 +40,20 @@ fn local(cluster: u128, node: u64) -> LocalPeer {
 
 /// Node 1 of cluster 7, and a pool of `caller`'s that knows it as `name`.
 async fn listening(caller: LocalPeer, name: NodeId) -> (JoinHandle<()>, PeerPool) {
-    let listener = PeerListener::bind("127.0.0.1:0", None).await.unwrap();
+    listening_with(caller, name, None, None).await
+}
+
+async fn listening_with(
+    caller: LocalPeer,
+    name: NodeId,
+    server: Option<PeerTls>,
+    client: Option<PeerTls>,
+) -> (JoinHandle<()>, PeerPool) {
+    let listener = PeerListener::bind("127.0.0.1:0", server).await.unwrap();
     let addresses = AddressBook::default();
     addresses.set_members(BTreeMap::from([(name, listener.local_addr().unwrap().to_string())]));
     let services: Vec<Arc<dyn PeerService>> = vec![Arc::new(Echo(Purpose::QoS0)), Arc::new(Echo(Purpose::Control))];
-    (tokio::spawn(listener.run(local(7, 1), addresses.clone(), services)), PeerPool::new(caller, addresses, None))
+    (tokio::spawn(listener.run(local(7, 1), addresses.clone(), services)), PeerPool::new(caller, addresses, client))
 }
 
 fn refusal(refused: io::Result<PeerConn>) -> String {
@@ -145,4 +154,51 @@ async fn what_a_node_says_of_itself_goes_before_the_membership() {
     // Who left is forgotten.
     book.set_members(BTreeMap::from([(NodeId(1), "old:1".into())]));
     assert_eq!(book.get(NodeId(2)), None);
+}
+
+/// With a certificate that a test authority signed (`raft/tests/tls`), or as a client without one.
+fn tls(has_certificate: bool) -> PeerTls {
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+    let read = |name: &str| std::fs::read(format!("{}/tests/tls/{name}.der", env!("CARGO_MANIFEST_DIR"))).unwrap();
+    let key = || PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(read("node-key")));
+    let chain = || vec![CertificateDer::from(read("node"))];
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from(read("ca"))).unwrap();
+    let roots = Arc::new(roots);
+    let provider = Arc::new(rustls::crypto::ring::default_provider());
+    let client = rustls::ClientConfig::builder_with_provider(provider.clone())
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots.clone());
+    let client = if has_certificate {
+        client.with_client_auth_cert(chain(), key()).unwrap()
+    } else {
+        client.with_no_client_auth()
+    };
+    let verifier =
+        rustls::server::WebPkiClientVerifier::builder_with_provider(roots, provider.clone()).build().unwrap();
+    let server = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_client_cert_verifier(verifier)
+        .with_single_cert(chain(), key())
+        .unwrap();
+    PeerTls::new(Arc::new(client), Arc::new(server), "quorate-peer".try_into().unwrap())
+}
+
+#[tokio::test]
+async fn with_tls_both_sides_show_a_certificate() {
+    let (server, pool) = listening_with(local(7, 2), NodeId(1), Some(tls(true)), Some(tls(true))).await;
+    let mut conn = pool.dial(NodeId(1), Purpose::QoS0).await.unwrap();
+    let body = Bytes::from(vec![9; 3 << 20]);
+    conn.send(10, body.clone()).await.unwrap();
+    conn.flush().await.unwrap();
+    assert_eq!(timeout(Duration::from_secs(20), conn.recv()).await.unwrap().unwrap().unwrap().body, body);
+    server.abort();
+
+    for client in [Some(tls(false)), None] {
+        let (server, pool) = listening_with(local(7, 2), NodeId(1), Some(tls(true)), client).await;
+        assert!(pool.dial(NodeId(1), Purpose::QoS0).await.is_err());
+        server.abort();
+    }
 }

@@ -14,13 +14,13 @@ use quorate_store::codec::{self, CodecError, Payload};
 use quorate_store::command::{Batch, Command, Origin};
 use quorate_store::effect::Outcome;
 use thiserror::Error;
-use tokio::sync::{oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::time::{sleep, timeout};
 use tracing::debug;
 
 use super::link::Backoff;
 use super::{StreamStats, lock};
-use crate::consensus::LeaderView;
+use crate::consensus::{Appended, pause_unless_dropped};
 use crate::leader_intake::{Ask, AskError, Asks, Leadership, may_be_direct};
 
 /// Direct commands of this node that wait for their outcome.
@@ -139,6 +139,7 @@ impl<L: Leadership> Directs<L> {
         let mut backoff = Backoff::default();
         let repeat = async {
             loop {
+                let view = *leader.borrow_and_update();
                 attempts += 1;
                 self.stats.direct_sent.inc();
                 let asked = Ask::Direct(Payload(batch.clone()));
@@ -157,7 +158,7 @@ impl<L: Leadership> Directs<L> {
                         backoff.next()
                     }
                 };
-                if leader_changes_within(&mut leader, pause).await.is_err() {
+                if pause_unless_dropped(&mut leader, view, pause).await.is_err() {
                     return;
                 }
             }
@@ -176,24 +177,20 @@ impl<L: Leadership> Directs<L> {
     }
 
     /// On the leader: appends `command` here, once, and waits until it is applied here or `within` has passed.
-    /// `None` when it was not appended or not seen applied in time.
+    /// `None` when it was not appended, or not seen applied in time or before this leader dropped something.
     pub(crate) async fn append_here(&self, command: Command, within: Duration) -> Option<Outcome> {
         let nonce = rand::random();
         let batch = encode_direct(nonce, command).ok()?;
         let mut wait = self.table.register(nonce).ok()?;
-        self.asks.raft().append(batch).await.ok()?;
-        timeout(within, &mut wait.outcome).await.ok()?.ok()
+        let mut leader = self.asks.raft().leader_watch();
+        let view = *leader.borrow_and_update();
+        self.asks.raft().append(batch, Appended::Direct).await.ok()?;
+        tokio::select! {
+            biased;
+            outcome = &mut wait.outcome => outcome.ok(),
+            _ = pause_unless_dropped(&mut leader, view, within) => None,
+        }
     }
-}
-
-/// Waits for `pause`, or for a change of leader. An error: this node shuts down.
-async fn leader_changes_within(
-    leader: &mut watch::Receiver<LeaderView>,
-    pause: Duration,
-) -> Result<(), watch::error::RecvError> {
-    let before = *leader.borrow_and_update();
-    let changed = leader.wait_for(|now| (now.leader, now.term) != (before.leader, before.term));
-    timeout(pause, changed).await.map_or(Ok(()), |changed| changed.map(|_| ()))
 }
 
 /// One direct command, encoded.

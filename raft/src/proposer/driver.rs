@@ -2,8 +2,8 @@
 //! [`super::stream`] says.
 //!
 //! It decides nothing about order or numbers, and it never tells an outcome. A link is given up when the
-//! leader or its term changes, when either end breaks it or refuses, when the incarnation changes, and when
-//! nothing was applied for too long; after each of these the stream starts again at its oldest batch.
+//! leader or its term changes, when either end breaks it or refuses, when the incarnation changes, and, unless this
+//! node leads, when nothing was applied for too long; after each of these the stream starts again at its oldest batch.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -17,8 +17,8 @@ use super::link::{Backoff, Link, LinkEnd, LinkFactory};
 use super::{Shared, Step};
 use crate::consensus::LeaderView;
 
-/// A link that blocks for longer is given up.
-const SEND_PATIENCE: Duration = Duration::from_millis(2000);
+/// A link to another node that blocks for longer is given up.
+const SEND_PATIENCE: Duration = Duration::from_millis(3000);
 
 /// Sends the stream for as long as it runs. Aborting it at any point is safe: what has a number is kept.
 pub(crate) async fn run_stream(shared: Arc<Shared>, links: Arc<dyn LinkFactory>, leader: watch::Receiver<LeaderView>) {
@@ -61,7 +61,12 @@ impl Driver {
             let pause = self.backoff.next();
             tokio::select! {
                 () = sleep(pause) => {}
-                changed = self.leader.changed() => if changed.is_err() { return },
+                // Not for each batch that was dropped: they are dropped one by one.
+                changed = self.leader.wait_for(|now| (now.leader, now.term) != (view.leader, view.term)) => {
+                    if changed.is_err() {
+                        return;
+                    }
+                }
             }
         }
     }
@@ -93,7 +98,7 @@ impl Driver {
         };
         let (links, shared, backoff) = (self.links.clone(), self.shared.clone(), &mut self.backoff);
         let send = async {
-            let Link { mut sender, mut ended } = match links.open(target).await {
+            let Link { mut sender, mut ended, is_local } = match links.open(target).await {
                 Ok(link) => link,
                 Err(end) => return end,
             };
@@ -103,12 +108,14 @@ impl Driver {
                 let deadline = loop {
                     match shared.step(Instant::now()) {
                         Step::Send(batch) => {
-                            if let Err(end) = patiently(sender.send(batch)).await {
+                            let sending = sender.send(batch);
+                            let sent = if is_local { sending.await } else { patiently(sending).await };
+                            if let Err(end) = sent {
                                 break Err(end);
                             }
                         }
                         Step::Again => {}
-                        Step::Wait(deadline) => break Ok(deadline),
+                        Step::Wait(deadline) => break Ok(deadline.filter(|_| !is_local)),
                     }
                 };
                 let deadline = match deadline {

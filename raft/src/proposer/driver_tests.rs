@@ -47,7 +47,7 @@ impl Cluster {
             let listener = PeerListener::bind("127.0.0.1:0", None).await.unwrap();
             nodes.insert(NodeId(node), listener.local_addr().unwrap().to_string());
             let attendance = Arc::new(Attendance::new(Duration::from_secs(3)));
-            let (clock, stats) = (Arc::new(ClusterClock::new()), Arc::default());
+            let (clock, stats) = (Arc::new(ClusterClock::new(Duration::MAX)), Arc::default());
             let desk = LeaderDesk::new(raft.clone(), clock, attendance, Duration::from_secs(2), stats);
             let service: Arc<dyn PeerService> = Arc::new(LeaderIntake::new(Arc::new(desk)));
             tasks.spawn(listener.run(local(node), AddressBook::default(), vec![service]));
@@ -56,7 +56,7 @@ impl Cluster {
         let stats = Arc::new(StreamStats::default());
         let proposer = Proposer::new(NODE, &Limits::default(), stats.clone());
         let (front, starts) = (Arc::new(FakeFront::default()), Arc::new(StartTable::default()));
-        let clock = Arc::new(ClusterClock::new());
+        let clock = Arc::new(ClusterClock::new(Duration::MAX));
         let directs = Arc::new(DirectTable::default());
         let mut observer = StreamObserver::new(&proposer, directs, starts.clone(), clock, front.clone());
         starts.expect(1);
@@ -172,20 +172,36 @@ async fn a_leader_that_swallows_without_a_word_is_found_out_by_the_gap_or_by_sil
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_busy_leader_gets_the_same_batches_again_until_it_takes_them() {
+async fn a_leader_that_takes_nothing_for_a_while_is_waited_for_and_gets_each_batch_once() {
     let mut cluster = Cluster::start().await;
     for (leader, term) in [(1, 1), (2, 2)] {
-        cluster.rafts[leader - 1].set_mood(Mood::Refuses(AppendRefused::Paused));
+        let raft = cluster.rafts[leader - 1].clone();
+        let mut refused = raft.refused();
+        raft.set_mood(Mood::Refuses(AppendRefused::Overloaded { unflushed_bytes: 1 << 30 }));
         FakeRaft::elect(&cluster.rafts, leader as u64, term);
         cluster.submit((term - 1) * 50..term * 50).await;
-        let lost = cluster.proposer.stats().links_lost.get();
-        let refused = async {
-            while cluster.proposer.stats().links_lost.get() == lost {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
-        };
-        timeout(SOON, refused).await.unwrap();
-        cluster.rafts[leader - 1].set_mood(Mood::Takes);
+        // Longer than a direct command would wait.
+        timeout(SOON, refused.wait_for(|n| *n > 100)).await.unwrap().unwrap();
+        raft.set_mood(Mood::Takes);
         cluster.answered(term * 50).await;
+        let stats = cluster.proposer.stats();
+        assert_eq!((stats.resent.get(), stats.links_lost.get(), stats.stalls.get()), (0, 0, 0), "leader {leader}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_this_node_as_leader_took_and_dropped_is_sent_again_at_once() {
+    let mut cluster = Cluster::start().await;
+    let local = cluster.rafts[0].clone();
+    let mut swallowed = local.swallowed();
+    local.set_mood(Mood::Swallows);
+    FakeRaft::elect(&cluster.rafts, 1, 1);
+    cluster.submit(0..20).await;
+    timeout(SOON, swallowed.wait_for(|n| *n > 0)).await.unwrap().unwrap();
+    // Nothing is appended behind it, so no gap tells.
+    local.set_mood(Mood::Takes);
+    local.tell_refusal();
+    cluster.answered(20).await;
+    assert_eq!(cluster.proposer.stats().stalls.get(), 0, "it was not silence that told");
+    assert!(cluster.proposer.stats().resent.get() > 0);
 }

@@ -11,11 +11,12 @@ use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use quorate_store::codec;
 use quorate_store::ids::NodeId;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tracing::debug;
 
 use super::stats::StreamStats;
-use crate::leader_intake::{Leadership, Refused, append_patiently, kind};
+use crate::consensus::LeaderView;
+use crate::leader_intake::{Leadership, Refused, append_in_turn, kind};
 use crate::peer::{PeerPool, PeerReceiver, PeerSender, Purpose};
 
 /// Why a link is of no use any more.
@@ -26,7 +27,7 @@ pub(crate) enum LinkEnd {
         /// Who leads, as it believes.
         leader: Option<NodeId>,
     },
-    /// The leader's disk is behind.
+    /// The leader takes nothing just now, or has dropped something.
     Busy,
     /// It could not be opened, or it broke.
     Broken(String),
@@ -50,6 +51,8 @@ pub(crate) struct Link {
     pub(crate) sender: Box<dyn LinkSender>,
     /// Resolves when the other side ends it.
     pub(crate) ended: oneshot::Receiver<LinkEnd>,
+    /// Nothing can be lost on it without a word: silence is no reason to give it up.
+    pub(crate) is_local: bool,
 }
 
 /// Opens links.
@@ -75,8 +78,13 @@ impl<L: Leadership> LinkFactory for LeaderLinks<L> {
     fn open(&self, leader: NodeId) -> BoxFuture<'_, Result<Link, LinkEnd>> {
         Box::pin(async move {
             let (end, ended) = oneshot::channel();
-            let sender: Box<dyn LinkSender> = if leader == self.local.node_id() {
-                Box::new(LocalSender { raft: self.local.clone(), _end: end })
+            let is_local = leader == self.local.node_id();
+            let sender: Box<dyn LinkSender> = if is_local {
+                // From before the first batch: whatever of this link is dropped ends it.
+                let mut view = self.local.leader_watch();
+                let refusals = view.borrow_and_update().refusals;
+                let watching = tokio::spawn(watch_refusals(refusals, view.clone(), end));
+                Box::new(LocalSender { raft: self.local.clone(), view, watching })
             } else {
                 let broken = |error: std::io::Error| LinkEnd::Broken(format!("node {leader}: {error}"));
                 let conn = self.pool.dial(leader, Purpose::Proposals).await.map_err(broken)?;
@@ -85,7 +93,7 @@ impl<L: Leadership> LinkFactory for LeaderLinks<L> {
                 Box::new(RemoteSender { sender, reader })
             };
             self.stats.links.inc();
-            Ok(Link { sender, ended })
+            Ok(Link { sender, ended, is_local })
         })
     }
 }
@@ -93,13 +101,28 @@ impl<L: Leadership> LinkFactory for LeaderLinks<L> {
 /// Into this node's own Raft.
 struct LocalSender<L> {
     raft: L,
-    /// Never told: the refusal of an append is the only end.
-    _end: oneshot::Sender<LinkEnd>,
+    view: watch::Receiver<LeaderView>,
+    watching: tokio::task::JoinHandle<()>,
+}
+
+impl<L> Drop for LocalSender<L> {
+    fn drop(&mut self) {
+        self.watching.abort();
+    }
+}
+
+/// A batch that was enqueued here and dropped leaves no gap when nothing is appended behind it: only this
+/// tells of it.
+async fn watch_refusals(before: u64, mut view: watch::Receiver<LeaderView>, end: oneshot::Sender<LinkEnd>) {
+    let end_of_raft = || LinkEnd::Broken("Raft has stopped here".into());
+    let reason = view.wait_for(|now| now.refusals != before).await.map_or_else(|_| end_of_raft(), |_| LinkEnd::Busy);
+    // The sending task may have given the link up already.
+    let _ = end.send(reason);
 }
 
 impl<L: Leadership> LinkSender for LocalSender<L> {
     fn send(&mut self, batch: Bytes) -> BoxFuture<'_, Result<(), LinkEnd>> {
-        Box::pin(async move { append_patiently(&self.raft, batch).await.map_err(end_of) })
+        Box::pin(async move { append_in_turn(&self.raft, batch, &mut self.view).await.map_err(end_of) })
     }
 
     fn flush(&mut self) -> BoxFuture<'_, Result<(), LinkEnd>> {

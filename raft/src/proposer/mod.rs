@@ -16,6 +16,7 @@ mod stats;
 mod stream;
 mod waiting;
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -44,9 +45,10 @@ use crate::peer::FRAME_BODY_BYTES_MAX;
 const IN_FLIGHT_BYTES_MAX: usize = 16 << 20;
 /// Longest batch: one frame to a peer, with something to spare.
 const BATCH_FRAME_BYTES_MAX: usize = FRAME_BODY_BYTES_MAX - (1 << 10);
-/// Without anything applied for this long, the stream is sent again over a new connection. Well above what
-/// a commit takes on a loaded disk, well below what a client waits.
-const RESEND_AFTER: Duration = Duration::from_millis(1000);
+/// Without anything applied for this long, the stream is sent again over a new connection to another node. The
+/// last resort: what is lost is told of otherwise, and a leader whose disk is behind is not helped by all of it
+/// once more. Below what a client waits.
+const RESEND_AFTER: Duration = Duration::from_millis(3000);
 
 /// The command was not taken, because as much waits as may, or because this node has no incarnation now.
 #[derive(Debug, Error)]
@@ -96,6 +98,12 @@ impl Proposer {
     /// [`Busy`] gives the command back.
     pub fn submit(&self, submission: Submission) -> Result<(), Busy> {
         self.shared.submit(submission)
+    }
+
+    /// Takes commands from the front, in order, until none is left or no more are taken: what is left then is to
+    /// be submitted again, as after [`Busy`]. One lock and one wake-up, however many there are. Never blocks.
+    pub fn submit_many(&self, submissions: &mut VecDeque<Submission>) {
+        self.shared.submit_many(submissions);
     }
 
     /// Resolves when [`Self::submit`] would work again. Cancel-safe.
@@ -194,6 +202,27 @@ impl Shared {
         self.stats.submitted.inc();
         self.wake.notify_one();
         Ok(())
+    }
+
+    fn submit_many(&self, submissions: &mut VecDeque<Submission>) {
+        let mut taken = 0;
+        if let Some(open) = lock(&self.waiting).as_mut() {
+            while let Some(submission) = submissions.pop_front() {
+                if let Err(back) = open.submit(submission) {
+                    submissions.push_front(*back);
+                    break;
+                }
+                taken += 1;
+            }
+            self.waiting_commands.store(open.len(), Ordering::Release);
+        }
+        if !submissions.is_empty() {
+            self.stats.busy.inc();
+        }
+        if taken > 0 {
+            self.stats.submitted.add(taken);
+            self.wake.notify_one();
+        }
     }
 
     /// Opens the stream of a new incarnation. Called when its `NodeStarted` is applied here.

@@ -99,12 +99,14 @@ impl StreamObserver {
         }
         match outcome {
             Outcome::NodeStarted(incarnation) => {
+                self.starts.started(incarnation);
                 if let Some(before) = self.own {
                     self.over(before);
                 }
                 self.own = Some(incarnation);
                 self.turns.push(Turn::Started(incarnation));
             }
+            Outcome::StartOutdated(latest) => self.starts.outdated(latest),
             _ => self.starts.refused(),
         }
     }
@@ -144,6 +146,9 @@ impl ApplyObserver for StreamObserver {
             }
             Effect::DirectApplied { nonce, outcomes } => self.direct_applied(nonce, outcomes),
             Effect::Deliver { owner, delivery } if self.is_own(owner) => self.events.push(NodeEvent::Deliver(delivery)),
+            Effect::Withdraw { owner, from, seq } if self.is_own(owner) => {
+                self.events.push(NodeEvent::Withdraw { from, seq });
+            }
             Effect::Kick { owner, from, reason } if self.is_own(owner) => {
                 self.events.push(NodeEvent::Kick { from, reason });
             }
@@ -151,6 +156,7 @@ impl ApplyObserver for StreamObserver {
             Effect::Applied { .. }
             | Effect::Gap { .. }
             | Effect::Deliver { .. }
+            | Effect::Withdraw { .. }
             | Effect::Kick { .. }
             | Effect::IncarnationClosed { .. } => {}
         }

@@ -17,7 +17,7 @@ struct Fixture {
 fn fixture() -> Fixture {
     let proposer = Proposer::new(NodeId(1), &Limits::default(), Arc::new(StreamStats::default()));
     let (front, starts) = (Arc::new(FakeFront::default()), Arc::new(StartTable::default()));
-    let (directs, clock) = (Arc::new(DirectTable::default()), Arc::new(ClusterClock::new()));
+    let (directs, clock) = (Arc::new(DirectTable::default()), Arc::new(ClusterClock::new(std::time::Duration::MAX)));
     let observer = StreamObserver::new(&proposer, directs.clone(), starts.clone(), clock, front.clone());
     Fixture { proposer, front, starts, directs, observer }
 }

@@ -43,12 +43,12 @@ pub(crate) struct StreamSeed {
 
 impl StreamSeed {
     /// Of `node`, whose clients `front` serves.
-    pub(crate) fn new(node: NodeId, limits: Limits, front: Arc<dyn NodeEffects>) -> Self {
+    pub(crate) fn new(node: NodeId, limits: Limits, jump_max: Duration, front: Arc<dyn NodeEffects>) -> Self {
         Self {
             node,
             limits,
             proposer: Proposer::new(node, &limits, Arc::new(StreamStats::default())),
-            clock: Arc::new(ClusterClock::new()),
+            clock: Arc::new(ClusterClock::new(jump_max)),
             directs: Arc::new(DirectTable::default()),
             starts: Arc::new(StartTable::default()),
             front,
@@ -94,7 +94,7 @@ impl StreamSeed {
         tasks.spawn("questions", courier);
         tasks.spawn("proposals", run_stream(proposer.shared().clone(), links, raft.leader_watch()));
         tasks.spawn("incarnations", run_incarnations(node, info, starts, asks.clone(), incarnation()));
-        tasks.spawn("ticks", run_ticker(raft.clone(), directs.clone(), stats.clone()));
+        tasks.spawn("ticks", run_ticker(raft.clone(), apply.needs(), directs.clone(), stats.clone()));
         let pinging = run_pings(
             desk.clone(),
             asks.clone(),
@@ -126,6 +126,11 @@ impl StreamSide {
     /// What the peer listener must serve.
     pub(crate) fn services(&self) -> Vec<Arc<dyn PeerService>> {
         vec![Arc::new(LeaderIntake::new(self.desk.clone())), Arc::new(self.qos0.clone())]
+    }
+
+    /// Routes QoS 0 messages.
+    pub(crate) fn qos0(&self) -> &Qos0Router {
+        &self.qos0
     }
 
     /// Takes commands of clients.

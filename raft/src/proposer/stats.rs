@@ -25,18 +25,18 @@ impl Counter {
 }
 
 macro_rules! counters {
-    ($($(#[$doc:meta])* $name:ident),* $(,)?) => {
+    ($($(#[doc = $doc:literal])+ $name:ident),* $(,)?) => {
         /// What the proposal path of this node has done since its process started.
         #[derive(Debug, Default)]
         pub struct StreamStats {
-            $($(#[$doc])* pub $name: Counter,)*
+            $($(#[doc = $doc])+ pub $name: Counter,)*
         }
 
         impl StreamStats {
-            /// Names and values now, in the order of their declaration.
+            /// Names, what is counted, and values now, in the order of their declaration.
             #[must_use]
-            pub fn snapshot(&self) -> Vec<(&'static str, u64)> {
-                vec![$((stringify!($name), self.$name.get()),)*]
+            pub fn snapshot(&self) -> Vec<(&'static str, &'static str, u64)> {
+                vec![$((stringify!($name), concat!($($doc),+).trim_start(), self.$name.get()),)*]
             }
         }
     };

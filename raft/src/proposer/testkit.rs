@@ -15,7 +15,7 @@ use tokio::sync::watch;
 use super::Submission;
 use super::lock;
 use crate::apply::ApplyObserver;
-use crate::consensus::{AppendRefused, AppliedView, LeaderView, ReadIndexError};
+use crate::consensus::{AppendRefused, Appended, AppliedView, LeaderView, ReadIndexError};
 use crate::effects::{AppliedRun, NodeEffects, NodeEvent, Ticket};
 use crate::leader_intake::Leadership;
 
@@ -106,7 +106,7 @@ impl NodeEffects for FakeFront {
     fn applied(&self, run: AppliedRun) {
         lock(&self.0).extend(run.events.into_iter().map(|event| match event {
             NodeEvent::Outcome { ticket, outcome } => Told::Outcome(ticket.request, outcome),
-            NodeEvent::Deliver(_) | NodeEvent::Kick { .. } => Told::Other,
+            NodeEvent::Deliver(_) | NodeEvent::Withdraw { .. } | NodeEvent::Kick { .. } => Told::Other,
         }));
     }
 
@@ -226,7 +226,10 @@ struct FakeRaftState {
     log: watch::Sender<Vec<Bytes>>,
     mood: Mutex<Mood>,
     swallowed: watch::Sender<u64>,
+    refused: watch::Sender<u64>,
     acked_at: Mutex<Option<Instant>>,
+    heard_at: Mutex<Option<Instant>>,
+    removed: Mutex<Vec<NodeId>>,
 }
 
 impl FakeRaft {
@@ -243,7 +246,10 @@ impl FakeRaft {
                 log: log.clone(),
                 mood: Mutex::default(),
                 swallowed: watch::Sender::new(0),
+                refused: watch::Sender::new(0),
                 acked_at: Mutex::new(None),
+                heard_at: Mutex::new(None),
+                removed: Mutex::default(),
             }))
         };
         voters.iter().map(one).collect()
@@ -267,6 +273,11 @@ impl FakeRaft {
         self.0.swallowed.subscribe()
     }
 
+    /// How many appends it has refused in its mood.
+    pub(crate) fn refused(&self) -> watch::Receiver<u64> {
+        self.0.refused.subscribe()
+    }
+
     /// Something that was enqueued was dropped.
     pub(crate) fn tell_refusal(&self) {
         self.0.view.send_modify(|view| view.refusals += 1);
@@ -274,6 +285,15 @@ impl FakeRaft {
 
     pub(crate) fn set_acked(&self, at: Option<Instant>) {
         *lock(&self.0.acked_at) = at;
+    }
+
+    pub(crate) fn set_heard(&self, at: Option<Instant>) {
+        *lock(&self.0.heard_at) = at;
+    }
+
+    /// `node` is no member any more, as this one sees it.
+    pub(crate) fn remove(&self, node: NodeId) {
+        lock(&self.0.removed).push(node);
     }
 
     /// The log, and each change of it.
@@ -287,7 +307,7 @@ impl Leadership for FakeRaft {
         self.0.node
     }
 
-    async fn append(&self, bytes: Bytes) -> Result<(), AppendRefused> {
+    async fn append(&self, bytes: Bytes, _: Appended) -> Result<(), AppendRefused> {
         let view = *self.0.view.borrow();
         if !view.is_self {
             return Err(AppendRefused::NotLeader { leader: view.leader });
@@ -295,7 +315,10 @@ impl Leadership for FakeRaft {
         match lock(&self.0.mood).clone() {
             Mood::Takes => self.0.log.send_modify(|log| log.push(bytes)),
             Mood::Swallows => self.0.swallowed.send_modify(|n| *n += 1),
-            Mood::Refuses(refused) => return Err(refused),
+            Mood::Refuses(refused) => {
+                self.0.refused.send_modify(|n| *n += 1);
+                return Err(refused);
+            }
         }
         Ok(())
     }
@@ -310,6 +333,14 @@ impl Leadership for FakeRaft {
 
     fn quorum_acked_at(&self) -> Option<Instant> {
         *lock(&self.0.acked_at)
+    }
+
+    fn leader_heard_at(&self) -> Option<Instant> {
+        *lock(&self.0.heard_at)
+    }
+
+    fn is_member(&self, node: NodeId) -> bool {
+        !lock(&self.0.removed).contains(&node)
     }
 
     fn voters(&self) -> Vec<NodeId> {

@@ -112,7 +112,7 @@ impl World {
         let proposer = Proposer::new(NODE, &limits, Arc::new(StreamStats::default()));
         let front = Arc::new(FakeFront::default());
         let starts = Arc::new(StartTable::default());
-        let clock = Arc::new(ClusterClock::new());
+        let clock = Arc::new(ClusterClock::new(Duration::MAX));
         let directs = Arc::new(DirectTable::default());
         let observer = StreamObserver::new(&proposer, directs, starts.clone(), clock, front.clone());
         Self {

@@ -8,6 +8,7 @@
 mod peers;
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
 use futures_util::future::BoxFuture;
@@ -15,7 +16,7 @@ use quorate_store::codec;
 use quorate_store::command::Publish;
 use quorate_store::effect::Delivery;
 use quorate_store::ids::{ClusterTime, Incarnation, NodeId, Position, QoS};
-use quorate_store::message::{Message, SharedMessage};
+use quorate_store::message::{Message, MessageProperties, SharedMessage};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -25,11 +26,13 @@ use crate::peer::{Frame, PeerConn, PeerPool, PeerService, Purpose};
 use crate::proposer::{StreamStats, lock};
 use peers::{FRAME_PUBLISH, PeerQueues, Qos0Frame, Target};
 
-/// Publishes that one job on the apply thread routes: apply waits no longer than that.
+/// Publishes that one job on the apply thread routes, at most: apply waits no longer than that.
 const ROUTED_AT_ONCE: usize = 128;
+/// Deliveries after which it stops early: one publish may have very many, but not 128 of them.
+const DELIVERIES_AT_ONCE: usize = 4096;
 /// Frames of a peer that are handed on together.
 const RECEIVED_AT_ONCE: usize = 256;
-/// Charged for each queued publish beside its topic and payload.
+/// Charged for each queued publish beside its topic, properties and payload.
 const PUBLISH_BYTES: usize = 128;
 
 /// Routes QoS 0 publishes of this node's clients. Cheap to clone.
@@ -42,6 +45,8 @@ struct Router {
     incarnation: watch::Receiver<Option<Incarnation>>,
     queue: Mutex<RouteQueue>,
     bytes_max: usize,
+    /// Bytes of peers' frames that wait for the apply thread.
+    received_bytes: AtomicUsize,
     peers: PeerQueues,
     stats: Arc<StreamStats>,
 }
@@ -52,6 +57,58 @@ struct RouteQueue {
     bytes: usize,
     /// A job on the apply thread will look here.
     scheduled: bool,
+}
+
+impl RouteQueue {
+    /// Takes the first `count`, or all.
+    fn take(&mut self, count: usize) -> VecDeque<Publish> {
+        let rest = self.publishes.split_off(count.min(self.publishes.len()));
+        let taken = std::mem::replace(&mut self.publishes, rest);
+        self.bytes -= taken.iter().map(publish_bytes).sum::<usize>();
+        taken
+    }
+
+    /// Puts what was taken and not routed at the front again. Whether another job must look here.
+    fn give_back(&mut self, mut left: VecDeque<Publish>) -> bool {
+        self.bytes += left.iter().map(publish_bytes).sum::<usize>();
+        left.append(&mut self.publishes);
+        self.publishes = left;
+        self.scheduled = !self.publishes.is_empty();
+        self.scheduled
+    }
+}
+
+/// Routes publishes from the front until there were so many deliveries.
+fn route_until(publishes: &mut VecDeque<Publish>, deliveries_max: usize, mut route: impl FnMut(Publish) -> usize) {
+    let mut deliveries = 0;
+    while deliveries < deliveries_max
+        && let Some(publish) = publishes.pop_front()
+    {
+        deliveries += route(publish);
+    }
+}
+
+/// Bytes that came from peers and wait for the apply thread; free again when it is dropped.
+struct Held {
+    router: Arc<Router>,
+    bytes: usize,
+}
+
+impl Held {
+    /// `None` when as much waits as may. The last one in may overshoot.
+    fn new(router: &Arc<Router>, bytes: usize) -> Option<Self> {
+        if router.received_bytes.load(Ordering::Relaxed) >= router.bytes_max {
+            return None;
+        }
+        router.received_bytes.fetch_add(bytes, Ordering::Relaxed);
+        Some(Self { router: router.clone(), bytes })
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.router.received_bytes.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl Qos0Router {
@@ -66,7 +123,8 @@ impl Qos0Router {
     ) -> Self {
         let peers = PeerQueues::new(pool, bytes_max, stats.clone());
         let queue = Mutex::new(RouteQueue::default());
-        Self(Arc::new(Router { apply, front, incarnation, queue, bytes_max, peers, stats }))
+        let received_bytes = AtomicUsize::new(0);
+        Self(Arc::new(Router { apply, front, incarnation, queue, bytes_max, received_bytes, peers, stats }))
     }
 
     /// Sends a message to all who subscribe now. Never blocks; drops and counts above the bound.
@@ -87,6 +145,11 @@ impl Qos0Router {
         }
     }
 
+    /// Forgets the queues and connections of nodes that are no members any more.
+    pub(crate) fn retain_peers(&self, is_member: impl Fn(NodeId) -> bool) {
+        self.0.peers.retain(is_member);
+    }
+
     fn schedule(&self) {
         let router = self.clone();
         if self.0.apply.submit(Box::new(move |machine| router.route_some(machine))).is_err() {
@@ -100,24 +163,19 @@ impl Qos0Router {
 
     /// On the apply thread.
     fn route_some(&self, machine: &mut NodeMachine) {
-        let (publishes, more) = {
-            let mut queue = lock(&self.0.queue);
-            let count = queue.publishes.len().min(ROUTED_AT_ONCE);
-            let publishes: Vec<Publish> = queue.publishes.drain(..count).collect();
-            queue.bytes -= publishes.iter().map(publish_bytes).sum::<usize>();
-            queue.scheduled = !queue.publishes.is_empty();
-            (publishes, queue.scheduled)
-        };
+        let mut publishes = lock(&self.0.queue).take(ROUTED_AT_ONCE);
         let applied = machine.applied();
         let own = *self.0.incarnation.borrow();
         let mut owners: Option<HashMap<Incarnation, NodeId>> = None;
         let mut events = Vec::new();
-        for publish in publishes {
+        route_until(&mut publishes, DELIVERIES_AT_ONCE, |publish| {
             self.0.stats.qos0_routed.inc();
             let publisher = publish.from.map(|from| from.session);
             let message = message_of(publish, applied.time);
             let mut remote: HashMap<Incarnation, Vec<Target>> = HashMap::new();
+            let mut deliveries = 0;
             machine.match_qos0(publisher, &message.topic, &message, &mut |owner, delivery| {
+                deliveries += 1;
                 if own == Some(owner) {
                     events.push(NodeEvent::Deliver(delivery));
                 } else {
@@ -129,17 +187,23 @@ impl Qos0Router {
                 let Some(node) = owners.get(&owner) else { continue };
                 self.0.peers.push(*node, Qos0Frame { owner, message: message.clone(), targets });
             }
-        }
+            deliveries
+        });
         if !events.is_empty() {
             self.0.front.applied(AppliedRun { index: applied.index, time: applied.time, events });
         }
-        if more {
+        if lock(&self.0.queue).give_back(publishes) {
             self.schedule();
         }
     }
 
     /// What a peer's frames hold for this node's clients.
     fn receive(&self, from: NodeId, frames: Vec<Frame>) -> Result<(), codec::CodecError> {
+        let bytes = frames.iter().map(|f| PUBLISH_BYTES + f.body.len()).sum();
+        let Some(held) = Held::new(&self.0, bytes) else {
+            self.0.stats.qos0_dropped_here.add(frames.len() as u64);
+            return Ok(());
+        };
         let mut events = Vec::new();
         let own = *self.0.incarnation.borrow();
         for frame in frames.into_iter().filter(|f| f.kind == FRAME_PUBLISH) {
@@ -157,6 +221,7 @@ impl Qos0Router {
         // Through the apply thread: the front end hears from no other.
         let (front, count) = (self.0.front.clone(), events.len() as u64);
         let job = Box::new(move |machine: &mut NodeMachine| {
+            let _held = held;
             let applied = machine.applied();
             front.applied(AppliedRun { index: applied.index, time: applied.time, events });
         });
@@ -197,7 +262,8 @@ fn open_incarnations(machine: &NodeMachine) -> HashMap<Incarnation, NodeId> {
 }
 
 fn publish_bytes(publish: &Publish) -> usize {
-    PUBLISH_BYTES + publish.topic.as_str().len() + publish.payload.len()
+    let properties = publish.properties.as_deref().map_or(0, MessageProperties::charge_bytes);
+    PUBLISH_BYTES + publish.topic.as_str().len() + publish.payload.len() + properties
 }
 
 fn message_of(publish: Publish, now: ClusterTime) -> SharedMessage {
@@ -229,3 +295,6 @@ impl Target {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

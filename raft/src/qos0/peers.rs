@@ -25,7 +25,7 @@ pub(super) const FRAME_PUBLISH: u8 = 16;
 const RETRY_PAUSE: Duration = Duration::from_millis(200);
 /// A peer that takes nothing for this long is dialed anew.
 const SEND_PATIENCE: Duration = Duration::from_millis(5000);
-/// Charged for each message beside its topic and payload.
+/// Charged for each message beside its topic, properties and payload.
 const FRAME_BYTES: usize = 192;
 
 /// A message and who gets it on one node.
@@ -55,7 +55,7 @@ impl Enveloped for Qos0Frame {
 
 impl Qos0Frame {
     fn bytes(&self) -> usize {
-        FRAME_BYTES + self.message.topic.as_str().len() + self.message.payload.len() + self.targets.len() * 32
+        FRAME_BYTES + self.message.charge_bytes() + self.targets.len() * 32
     }
 }
 
@@ -102,6 +102,11 @@ impl PeerQueue {
 impl PeerQueues {
     pub(super) fn new(pool: PeerPool, bytes_max: usize, stats: Arc<StreamStats>) -> Self {
         Self { pool, bytes_max, stats, runtime: Handle::current(), peers: Mutex::new(HashMap::new()) }
+    }
+
+    /// Forgets the others.
+    pub(super) fn retain(&self, is_member: impl Fn(NodeId) -> bool) {
+        lock(&self.peers).retain(|node, _| is_member(*node));
     }
 
     /// Queues a message for `node`, or drops and counts it.
@@ -178,6 +183,7 @@ mod tests {
     use quorate_store::topic::TopicName;
 
     use super::*;
+    use crate::golden;
 
     #[test]
     fn a_message_survives_the_wire_and_its_payload_is_not_copied() {
@@ -195,6 +201,7 @@ mod tests {
         let to = SessionRef { session: SessionId(position), epoch: Epoch(position) };
         let targets = vec![Target { to, retain: false, identifiers: vec![1, 7] }];
         let frame = Qos0Frame { owner: Incarnation(position), message, targets };
+        golden::frame("qos0", &frame);
         let bytes = codec::encode(&frame).unwrap();
         let decoded: Qos0Frame = codec::decode(&bytes).unwrap();
         assert_eq!(decoded, frame);

@@ -1,6 +1,8 @@
 //! Nodes in one process, over loopback TCP and real files.
 #![allow(dead_code, unreachable_pub)]
 
+pub mod clients;
+
 use std::collections::HashMap;
 use std::future::Future;
 use std::path::Path;
@@ -14,12 +16,14 @@ use quorate_raft::{
 };
 use quorate_store::codec::Payload;
 use quorate_store::command::{Command, NodeInfo, Publish};
-use quorate_store::effect::Outcome;
+use quorate_store::effect::{Delivery, Outcome};
 use quorate_store::ids::{Incarnation, NodeId, QoS};
 use quorate_store::log::LogOptions;
 use quorate_store::rows::{RowRead, key};
 use quorate_store::topic::TopicName;
 use tempfile::TempDir;
+use tokio::io::copy_bidirectional;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
@@ -41,13 +45,22 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut condit
 /// Remembers what a node's front end is told.
 pub struct Recorder {
     outcomes: Mutex<HashMap<Ticket, Outcome>>,
+    /// Tickets that were answered more than once.
+    doubled: AtomicU64,
+    deliveries: Mutex<Vec<Delivery>>,
     incarnation: watch::Sender<Option<Incarnation>>,
     closed: AtomicU64,
 }
 
 impl Recorder {
     fn new() -> Arc<Self> {
-        Arc::new(Self { outcomes: Mutex::default(), incarnation: watch::Sender::new(None), closed: AtomicU64::new(0) })
+        Arc::new(Self {
+            outcomes: Mutex::default(),
+            doubled: AtomicU64::new(0),
+            deliveries: Mutex::default(),
+            incarnation: watch::Sender::new(None),
+            closed: AtomicU64::new(0),
+        })
     }
 
     pub fn outcome(&self, ticket: Ticket) -> Option<Outcome> {
@@ -58,6 +71,10 @@ impl Recorder {
         self.outcomes.lock().unwrap().clone()
     }
 
+    pub fn deliveries(&self) -> Vec<Delivery> {
+        self.deliveries.lock().unwrap().clone()
+    }
+
     pub fn incarnations_closed(&self) -> u64 {
         self.closed.load(Ordering::SeqCst)
     }
@@ -66,8 +83,14 @@ impl Recorder {
 impl NodeEffects for Recorder {
     fn applied(&self, run: AppliedRun) {
         for event in run.events {
-            if let NodeEvent::Outcome { ticket, outcome } = event {
-                self.outcomes.lock().unwrap().insert(ticket, outcome);
+            match event {
+                NodeEvent::Outcome { ticket, outcome } => {
+                    if self.outcomes.lock().unwrap().insert(ticket, outcome).is_some() {
+                        self.doubled.fetch_add(1, Ordering::SeqCst);
+                    }
+                }
+                NodeEvent::Deliver(delivery) => self.deliveries.lock().unwrap().push(delivery),
+                NodeEvent::Withdraw { .. } | NodeEvent::Kick { .. } => {}
             }
         }
     }
@@ -89,6 +112,7 @@ pub struct TestNode {
     pub options: RaftOptions,
     pub fatal: Arc<Mutex<Vec<String>>>,
     pub dir: Arc<TempDir>,
+    requests: AtomicU64,
 }
 
 /// Options with small files, that remember what is fatal.
@@ -123,13 +147,23 @@ impl TestNode {
         // It keeps its address.
         options.peer_listen = cluster.peer_address().to_owned();
         options.start = Start::Restart;
-        Ok(Self { cluster, recorder, options, fatal, dir })
+        Ok(Self { cluster, recorder, options, fatal, dir, requests: AtomicU64::new(0) })
     }
 
     /// Joins through `peer` and is promoted.
     pub async fn join(name: &str, peer: &TestNode, log: LogRetention) -> Self {
         let peers = vec![peer.cluster.peer_address().to_owned()];
         Self::start_with(name, Start::JoinPeers { peers, stays_learner: false }, log).await
+    }
+
+    /// Joins through `peer`; the others reach it only over `proxy`.
+    pub async fn join_behind(name: &str, peer: &TestNode, proxy: &Proxy) -> Self {
+        let peers = vec![peer.cluster.peer_address().to_owned()];
+        let dir = Arc::new(tempfile::tempdir().unwrap());
+        let (mut options, fatal) = options(dir.path(), name, Start::JoinPeers { peers, stays_learner: false });
+        options.peer_listen = proxy.behind.clone();
+        options.info.peer = proxy.address.clone();
+        Self::open(options, fatal, dir).await.unwrap()
     }
 
     pub fn id(&self) -> NodeId {
@@ -151,6 +185,7 @@ impl TestNode {
 
     pub fn assert_sound(&self) {
         assert_eq!(*self.fatal.lock().unwrap(), Vec::<String>::new());
+        assert_eq!(self.recorder.doubled.load(Ordering::SeqCst), 0, "a ticket was answered twice");
     }
 
     /// Waits until this node has an incarnation, and so takes commands.
@@ -158,6 +193,11 @@ impl TestNode {
         let mut incarnation = self.recorder.incarnation.subscribe();
         let open = timeout(PATIENCE, incarnation.wait_for(Option::is_some)).await;
         open.expect("no incarnation in time").unwrap().unwrap()
+    }
+
+    /// A number that no other request of this node's clients has.
+    pub fn next_request(&self) -> u64 {
+        self.requests.fetch_add(1, Ordering::Relaxed)
     }
 
     pub async fn leads(&self) -> bool {
@@ -283,4 +323,48 @@ pub async fn assert_same_rows(nodes: &[&TestNode]) {
 pub fn join_request(token: u128, peer: &str, stays_learner: bool) -> JoinRequest {
     let info = NodeInfo { name: "joiner".into(), peer: peer.into(), ..NodeInfo::default() };
     JoinRequest { token, info, stays_learner }
+}
+
+/// A way to one node that can be cut: what is open breaks, what is new hangs.
+pub struct Proxy {
+    /// Where the others go.
+    pub address: String,
+    /// Where the node listens.
+    pub behind: String,
+    is_open: watch::Sender<bool>,
+}
+
+impl Proxy {
+    pub async fn start() -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap().to_string();
+        // A port that is free now.
+        let behind = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().to_string();
+        let is_open = watch::Sender::new(true);
+        let (open, to) = (is_open.clone(), behind.clone());
+        tokio::spawn(async move {
+            while let Ok((mut from, _)) = listener.accept().await {
+                let (mut open, to) = (open.subscribe(), to.clone());
+                tokio::spawn(async move {
+                    if open.wait_for(|open| *open).await.is_err() {
+                        return;
+                    }
+                    let Ok(mut there) = TcpStream::connect(to).await else { return };
+                    tokio::select! {
+                        _ = copy_bidirectional(&mut from, &mut there) => {}
+                        _ = open.wait_for(|open| !*open) => {}
+                    }
+                });
+            }
+        });
+        Self { address, behind, is_open }
+    }
+
+    pub fn cut(&self) {
+        self.is_open.send_replace(false);
+    }
+
+    pub fn heal(&self) {
+        self.is_open.send_replace(true);
+    }
 }
