@@ -28,6 +28,8 @@ const CLIENT: &str = "c";
 enum Act {
     /// Others publish so many messages for the client.
     Inject(QoS, u8),
+    /// So many of the oldest messages that were not sent expire, or make room.
+    Withdraw(u8),
     /// The log applies so many commands.
     Apply(u8),
     /// The node hands over so many applied runs.
@@ -57,6 +59,7 @@ fn qos() -> impl Strategy<Value = QoS> {
 fn act() -> impl Strategy<Value = Act> {
     prop_oneof![
         4 => (qos(), 1..12_u8).prop_map(|(q, n)| Act::Inject(q, n)),
+        2 => (1..6_u8).prop_map(Act::Withdraw),
         6 => (1..8_u8).prop_map(Act::Apply),
         6 => (1..4_u8).prop_map(Act::HandOver),
         3 => Just(Act::ReadPage),
@@ -108,6 +111,8 @@ struct World {
     owed: BTreeSet<PacketId>,
     sent_until: QueueSeq,
     numbers: Vec<(u32, QoS, QueueSeq)>,
+    /// Rows that went before they were sent.
+    withdrawn: BTreeSet<QueueSeq>,
 
     /// What the client's own packets are to be answered with, in order.
     answers: VecDeque<(u8, PacketId)>,
@@ -172,6 +177,7 @@ impl World {
             owed: BTreeSet::new(),
             sent_until: QueueSeq(0),
             numbers: Vec::new(),
+            withdrawn: BTreeSet::new(),
             answers: VecDeque::new(),
             next_id: 0,
             releases: VecDeque::new(),
@@ -306,6 +312,7 @@ impl World {
                         session.outcome(ticket.request, outcome, now, out);
                         accepted = session.me();
                     }
+                    NodeEvent::Withdraw { from, seq } if Some(from) == accepted => session.withdraw(seq),
                     NodeEvent::Deliver(d) if Some(d.to) == accepted => session.deliver(d, now, out),
                     _ => {}
                 }
@@ -345,6 +352,13 @@ impl World {
                         expiry_s: None,
                         payload: Payload(Bytes::copy_from_slice(&number.to_be_bytes())),
                     });
+                    self.runs.push_back(run);
+                }
+            }
+            Act::Withdraw(n) => {
+                for _ in 0..n {
+                    let Some((seq, run)) = self.log.withdraw(CLIENT) else { return };
+                    self.withdrawn.insert(seq);
                     self.runs.push_back(run);
                 }
             }
@@ -495,9 +509,10 @@ fn run(receive_maximum: u16, acts: Vec<Act>) -> World {
         world.act(act);
     }
     world.quiesce();
-    for (number, qos, _) in &world.numbers {
+    for (number, qos, seq) in &world.numbers {
         let n = world.arrived.get(number).copied().unwrap_or(0);
         match qos {
+            _ if world.withdrawn.contains(seq) => assert_eq!(n, 0, "message {number} was gone"),
             QoS::ExactlyOnce => assert_eq!(n, 1, "message {number}"),
             _ => assert!(n >= 1, "message {number} is lost"),
         }

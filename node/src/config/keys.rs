@@ -131,11 +131,11 @@ keys! {
         log_level: String = "info".to_owned();
     }
     "MQTT" {
-        /// Worker threads. 0: one for each processor.
+        /// Worker threads, up to 1,024. 0: one for each processor.
         mqtt_workers: usize = 0;
         /// Connections at a time; one more is refused with 0x89.
         connections_max: usize = 100_000;
-        /// Largest packet that is accepted; v5 clients are told.
+        /// Largest packet that is accepted, up to 62,914,560 (60 MiB); v5 clients are told.
         packet_bytes_max: u32 = 1_048_576;
         /// QoS 1 and 2 publishes of one client that may be unacknowledged; v5 clients are told.
         receive_maximum: u16 = 1_024;
@@ -143,7 +143,10 @@ keys! {
         inflight_max: u16 = 1_024;
         /// Topic aliases that a v5 client may set.
         topic_alias_max: u16 = 64;
-        /// Longest keep alive; v5 clients are told, others are held to it. 0: no bound.
+        /// Filters of one SUBSCRIBE or UNSUBSCRIBE that are taken, up to 1,024; more are refused, one by one. A 3.1.1
+        /// client that unsubscribes from more is disconnected, because its UNSUBACK cannot say no.
+        subscribe_filters_max: u16 = 1_024;
+        /// Longest keep alive of v5 clients, which are told. Older clients cannot be told, and keep theirs. 0: no bound.
         keep_alive_s_max: u16 = 0;
         /// A connection must have sent its CONNECT by then.
         connect_timeout_ms: u64 = 10_000;
@@ -172,9 +175,11 @@ keys! {
         /// Longest election timeout; also the leader's lease.
         election_ms_max: u64 = 1_200;
         /// A node that is silent for so long is declared lost: wills are published, its sessions are free.
-        node_timeout_ms: u64 = 3_000;
+        node_timeout_ms: u64 = 4_000;
         /// A node without a leader that a majority backs for so long sends its clients elsewhere.
-        quorum_grace_ms: u64 = 2_000;
+        quorum_grace_ms: u64 = 3_500;
+        /// After an outage of all nodes, cluster time jumps further than this only when all voters' clocks agree.
+        cold_start_jump_s_max: u64 = 86_400;
         /// Bytes of commands that wait to be proposed; above, connections are not read.
         waiting_bytes_max: usize = 16_777_216;
         /// Commands that wait to be proposed; above, connections are not read.
@@ -216,7 +221,7 @@ keys! {
         /// Largest request body.
         admin_body_bytes_max: usize = 1_048_576;
         /// A request that is not answered by then gets 503.
-        admin_timeout_ms: u64 = 10_000;
+        admin_timeout_ms: u64 = 30_000;
         /// Requests that are served at a time.
         admin_requests_max: usize = 128;
     }

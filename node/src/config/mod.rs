@@ -21,6 +21,13 @@ pub const VARIABLE_PREFIX: &str = "QUORATE_";
 /// Variables that are no keys: `server --config`, `cluster --admin`, `pub`/`sub --url`.
 pub const OTHER_VARIABLES: [&str; 3] = ["QUORATE_CONFIG", "QUORATE_ADMIN_URL", "QUORATE_URL"];
 
+/// Most of `packet_bytes_max`: a batch of one such packet still fits in a frame to a peer (64 MiB).
+const PACKET_BYTES_MOST: u32 = 60 << 20;
+/// Most of `subscribe_filters_max`: what the state machine takes in one command.
+const FILTERS_MOST: u16 = 1_024;
+/// Most of `mqtt_workers`.
+const WORKERS_MOST: usize = 1_024;
+
 impl Key {
     /// The flag, without dashes before it.
     #[must_use]
@@ -148,8 +155,22 @@ impl Config {
                 "make it more than election_ms_max",
             );
         }
-        if self.packet_bytes_max < 1_024 || self.packet_bytes_max > 268_435_455 + 5 {
-            return refuse("packet_bytes_max", "MQTT packets have up to 268,435,460 bytes", "use 1,024 to 268,435,460");
+        if !(1_024..=PACKET_BYTES_MOST).contains(&self.packet_bytes_max) {
+            return refuse(
+                "packet_bytes_max",
+                "a packet goes to the other nodes in one frame of at most 64 MiB",
+                "use 1,024 to 62,914,560",
+            );
+        }
+        if !(1..=FILTERS_MOST).contains(&self.subscribe_filters_max) {
+            return refuse(
+                "subscribe_filters_max",
+                "one command of the log has at most 1,024 filters, and a SUBSCRIBE at least one",
+                "use 1 to 1,024",
+            );
+        }
+        if self.mqtt_workers > WORKERS_MOST {
+            return refuse("mqtt_workers", "there can be at most 1,024", "use 0 for one for each processor");
         }
         for (key, value) in [("receive_maximum", self.receive_maximum), ("inflight_max", self.inflight_max)] {
             if value == 0 {
@@ -159,6 +180,12 @@ impl Config {
         for (key, value) in [
             ("connections_max", self.connections_max),
             ("outbound_bytes_max", self.outbound_bytes_max),
+            ("transient_queue_bytes_max", self.transient_queue_bytes_max),
+            ("page_rows_max", self.page_rows_max),
+            ("page_bytes_max", self.page_bytes_max),
+            ("mailbox_bytes_max", self.mailbox_bytes_max),
+            ("qos0_bytes_max", self.qos0_bytes_max),
+            ("admin_body_bytes_max", self.admin_body_bytes_max),
             ("waiting_bytes_max", self.waiting_bytes_max),
             ("waiting_commands_max", self.waiting_commands_max),
             ("admin_requests_max", self.admin_requests_max),
@@ -169,6 +196,15 @@ impl Config {
                     "0 would stop the node from serving anybody",
                     "use at least 1, or leave the key out",
                 );
+            }
+        }
+        for (key, value) in [
+            ("connect_timeout_ms", self.connect_timeout_ms),
+            ("connect_deadline_ms", self.connect_deadline_ms),
+            ("admin_timeout_ms", self.admin_timeout_ms),
+        ] {
+            if value == 0 {
+                return refuse(key, "nothing is ever done in 0 milliseconds", "use at least 1, or leave the key out");
             }
         }
         Ok(())

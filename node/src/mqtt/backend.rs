@@ -1,6 +1,7 @@
 //! What the front end needs of the log, as a trait: [`super::cluster`] implements it over
 //! `quorate_raft::Cluster`, tests over a log in memory.
 
+use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -47,6 +48,15 @@ pub trait Backend: Send + Sync + 'static {
     /// # Errors
     /// Gives the submission back when the proposer is full: wait for [`Backend::room`].
     fn submit(&self, submission: Submission) -> Result<(), Box<Submission>>;
+
+    /// [`Backend::submit`] for as many as are taken, from the front and in order: what is left was refused.
+    fn submit_many(&self, submissions: &mut VecDeque<Submission>) {
+        while let Some(submission) = submissions.pop_front() {
+            if let Err(back) = self.submit(submission) {
+                return submissions.push_front(*back);
+            }
+        }
+    }
 
     /// Waits until [`Backend::submit`] would take commands again.
     fn room(&self) -> Room<'_>;

@@ -3,6 +3,7 @@
 //! Passes everything on; what it adds is a bound on how many pages are read at once, and the front end's view
 //! of the quorum.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use quorate_raft::{Cluster, ClusterStatus, Submission};
@@ -64,6 +65,10 @@ fn quorum_of(status: &ClusterStatus) -> Quorum {
 impl Backend for ClusterBackend {
     fn submit(&self, submission: Submission) -> Result<(), Box<Submission>> {
         self.cluster.proposer().submit(submission).map_err(|busy| busy.submission)
+    }
+
+    fn submit_many(&self, submissions: &mut VecDeque<Submission>) {
+        self.cluster.proposer().submit_many(submissions);
     }
 
     fn room(&self) -> Room<'_> {

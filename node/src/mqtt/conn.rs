@@ -8,11 +8,14 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::poll_fn;
+use std::future::{Future as _, poll_fn};
+use std::net::SocketAddr;
+use std::pin::pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
 
 use ntex::io::{Decoded, Io, IoBoxed, IoRef, IoStatusUpdate};
 use ntex::time::Seconds;
@@ -27,7 +30,7 @@ use super::packet::{ConnAck, Connect, Outgoing, Packet, Version};
 use super::reason::Reason;
 use super::session::{Admission, Ending, Session};
 use super::stats::{self, Stats};
-use super::strict::Reject;
+use super::strict::{self, Reject};
 use super::wire::{self, Wire};
 use super::worker::Worker;
 
@@ -46,6 +49,10 @@ pub(super) struct Conn {
     version: Version,
     /// The socket's task waits for something other than the socket.
     paused: Cell<bool>,
+    /// Bytes ever put into the write buffer.
+    written_bytes: Cell<u64>,
+    /// The PUBLISH that may have gone beyond the bound of the write buffer: one does, whatever its size.
+    overshoot_bytes: Cell<usize>,
 }
 
 impl Conn {
@@ -60,14 +67,22 @@ impl Conn {
 
     /// Encodes packets into the write buffer; ntex sends them when this turn of the worker is over. False
     /// when an answer that is owed is above the client's Maximum Packet Size: it cannot go on without it.
-    pub(super) fn write(&self, packets: &mut Vec<Outgoing>, stats: &Stats) -> bool {
+    pub(super) fn write(&self, packets: &mut Vec<Outgoing>, outbound_bytes_max: usize, stats: &Stats) -> bool {
         let bytes_max = self.session.borrow().packet_bytes_max();
         let mut complete = true;
         let written = self.io.with_write_buf(|buffer| {
             let before = buffer.len();
+            if before < outbound_bytes_max {
+                self.overshoot_bytes.set(0);
+            }
             for packet in packets.drain(..) {
-                // The machine has weighed each PUBLISH.
-                if matches!(packet, Outgoing::Publish(_)) || wire::encoded_len(self.version, &packet) <= bytes_max {
+                if matches!(packet, Outgoing::Publish(_)) {
+                    // The machine has weighed it.
+                    let start = buffer.len();
+                    wire::encode(self.version, &packet, buffer);
+                    let bytes = buffer.len() - start;
+                    self.overshoot_bytes.set(self.overshoot_bytes.get().max(bytes));
+                } else if wire::encoded_len(self.version, &packet) <= bytes_max {
                     wire::encode(self.version, &packet, buffer);
                 } else {
                     stats::add(&stats.too_large, 1);
@@ -78,28 +93,41 @@ impl Conn {
         });
         packets.clear();
         // A socket that is closing takes nothing more; its end is noticed by its task.
-        stats::add(&stats.bytes_out, written.unwrap_or(0) as u64);
+        let written = written.unwrap_or(0) as u64;
+        self.written_bytes.set(self.written_bytes.get() + written);
+        stats::add(&stats.bytes_out, written);
         complete
+    }
+
+    /// Bytes ever taken out of the write buffer by the socket.
+    fn sent_bytes(&self) -> u64 {
+        self.written_bytes.get().saturating_sub(self.buffered() as u64)
     }
 
     /// Whether its task may read another packet.
     fn reads(&self, outbound_bytes_max: usize) -> bool {
-        self.session.borrow().wants_packets()
-            && self.stash.borrow().is_empty()
-            // Deliveries stop at the bound; answers to what is read may go beyond, but not without end.
-            && (self.io.is_closed() || self.buffered() < outbound_bytes_max.saturating_mul(2))
+        self.session.borrow().wants_packets() && self.stash.borrow().is_empty() && !self.is_flooded(outbound_bytes_max)
+    }
+
+    /// Whether it has to read before more is read from it. Deliveries stop at the bound, or at the one that goes
+    /// beyond it; answers to what is read may go further, but not without end.
+    fn is_flooded(&self, outbound_bytes_max: usize) -> bool {
+        let bound = outbound_bytes_max.saturating_mul(2).saturating_add(self.overshoot_bytes.get());
+        !self.io.is_closed() && self.buffered() >= bound
     }
 
     /// Wakes the socket's task when it waits for what may have changed.
-    pub(super) fn nudge(&self) {
+    pub(super) fn nudge(&self, outbound_bytes_max: usize) {
         let stuck = self.session.borrow().is_blocked() && !self.io.is_wr_backpressure();
-        if stuck || (self.paused.get() && self.stash.borrow().is_empty()) {
+        // Each applied run comes here: a task that still may not read sleeps on.
+        if stuck || (self.paused.get() && self.reads(outbound_bytes_max)) {
             self.io.notify_dispatcher();
         }
     }
 
-    /// Sends what is buffered, then closes the socket.
+    /// Sends what is buffered, then closes the socket. A CONNECT that still waits is for nobody.
     pub(super) fn close(&self) {
+        self.withdrawn.store(true, Ordering::Release);
         self.io.close();
         self.io.notify_dispatcher();
     }
@@ -145,6 +173,9 @@ pub(super) async fn serve(io: Io, worker: Rc<Worker>) {
     let io = IoBoxed::from(io);
     let (_counted, connections) = Counted::new(worker.clone());
     let options = worker.shared.options.clone();
+    // Asked for while the socket is fresh: one that its client has closed again does not know it any more, and
+    // what was sent before may still count.
+    let peer = io.query::<ntex::io::types::PeerAddr>().get().map(|addr| addr.0);
     if connections > options.connections_max + REFUSALS_MAX {
         return; // not even refusals are bounded by goodwill
     }
@@ -154,7 +185,7 @@ pub(super) async fn serve(io: Io, worker: Rc<Worker>) {
         return;
     };
     io.stop_timer();
-    let conn = admit(&io, &worker, version, *connect, connections > options.connections_max);
+    let conn = admit(&io, peer, &worker, version, *connect, connections > options.connections_max);
     let guard = Guard { worker: worker.clone(), conn: conn.clone() };
     worker.await_room();
     run(&io, &wire, &conn, &worker).await;
@@ -195,8 +226,14 @@ async fn greet(io: &IoBoxed, worker: &Worker) -> Option<(Version, Wire, Box<Conn
 }
 
 /// Enters the connection into a slot and passes its CONNECT on, or refuses it.
-fn admit(io: &IoBoxed, worker: &Rc<Worker>, version: Version, connect: Connect, crowded: bool) -> Rc<Conn> {
-    let peer = io.query::<ntex::io::types::PeerAddr>().get().map(|addr| addr.0);
+fn admit(
+    io: &IoBoxed,
+    peer: Option<SocketAddr>,
+    worker: &Rc<Worker>,
+    version: Version,
+    connect: Connect,
+    crowded: bool,
+) -> Rc<Conn> {
     let refused = |reason, server_reference| Admission::Refused { reason, server_reference };
     // Read once, before anything is proposed: whoever begins in an incarnation is told when that one ends.
     let incarnation = worker.incarnation();
@@ -213,7 +250,7 @@ fn admit(io: &IoBoxed, worker: &Rc<Worker>, version: Version, connect: Connect, 
     };
     tracing::debug!(client_id = connect.client_id, ?peer, ?version, ?admission, "CONNECT");
     let options = worker.shared.options.clone();
-    let mut out = super::session::Output::default();
+    let mut out = worker.borrow_output();
     let session = Session::connect(options, version, connect, admission, fresh_id, worker.now(), &mut out);
     let conn = worker.enter(|address| {
         Rc::new(Conn {
@@ -225,9 +262,11 @@ fn admit(io: &IoBoxed, worker: &Rc<Worker>, version: Version, connect: Connect, 
             io: io.get_ref(),
             version,
             paused: Cell::new(false),
+            written_bytes: Cell::new(0),
+            overshoot_bytes: Cell::new(0),
         })
     });
-    worker.drive(&conn, |_, _, shared_out| *shared_out = out);
+    worker.carry_out_and_return(&conn, out);
     conn
 }
 
@@ -238,14 +277,25 @@ fn fresh_id() -> String {
 
 /// Runs the connection until it is over.
 async fn run(io: &IoBoxed, wire: &Wire, conn: &Rc<Conn>, worker: &Rc<Worker>) {
-    let mut armed_ms = None;
+    let mut watch = Watch::default();
+    // ntex's timer is not told of once the socket is closed, and what is said then may still count.
+    let mut last_call = pin!(None);
     poll_fn(|cx| {
         loop {
-            match turn(io, wire, conn, worker, &mut armed_ms, cx) {
+            match turn(io, wire, conn, worker, &mut watch, cx) {
                 Turn::Again => {}
                 Turn::Wait => {
                     worker.await_room();
                     return Poll::Pending;
+                }
+                Turn::WaitForConnect(wait) => {
+                    worker.await_room();
+                    if last_call.is_none() {
+                        last_call.set(Some(tokio::time::sleep(wait)));
+                    }
+                    let Some(time) = last_call.as_mut().as_pin_mut() else { return Poll::Pending };
+                    ready!(time.poll(cx));
+                    return Poll::Ready(());
                 }
                 Turn::Over => {
                     worker.await_room();
@@ -260,25 +310,54 @@ async fn run(io: &IoBoxed, wire: &Wire, conn: &Rc<Conn>, worker: &Rc<Worker>) {
 enum Turn {
     Again,
     Wait,
+    /// The client is gone, and what it left counts if its CONNECT is applied within this time.
+    WaitForConnect(Duration),
     Over,
 }
 
-/// One turn of the socket's task: status, time, writes, reads.
+/// What the socket's task remembers to know whether its client lives.
+#[derive(Debug, Default)]
+struct Watch {
+    /// When the timer fires.
+    armed_ms: Option<u64>,
+    /// How much had come of the packet that is on its way in.
+    partial_bytes: usize,
+    /// How much the client had taken when its keep alive was due the last time.
+    sent_bytes: u64,
+}
+
+impl Watch {
+    /// A packet that takes long to come is a sign of life by each piece.
+    fn saw_partial(&mut self, bytes: usize) -> bool {
+        bytes > std::mem::replace(&mut self.partial_bytes, bytes)
+    }
+
+    /// The keep alive is due: whether what the client sent may lie unread because of us, or because it is still
+    /// taking what it was sent.
+    fn excuses(&mut self, conn: &Conn, outbound_bytes_max: usize) -> bool {
+        let sent = conn.sent_bytes();
+        let takes = sent > std::mem::replace(&mut self.sent_bytes, sent);
+        !conn.stash.borrow().is_empty() || (takes && conn.is_flooded(outbound_bytes_max))
+    }
+}
+
+/// One turn of the socket's task: status, writes, reads, and then time: what lies in the read buffer since a
+/// pause of this node was said before the pause ended.
 fn turn(
     io: &IoBoxed,
     wire: &Wire,
     conn: &Rc<Conn>,
     worker: &Rc<Worker>,
-    armed_ms: &mut Option<u64>,
+    watch: &mut Watch,
     cx: &mut Context<'_>,
 ) -> Turn {
     io.poll_dispatch(cx);
-    let mut gone = false;
+    let (mut gone, mut due) = (false, false);
     match io.poll_status_update(cx) {
         Poll::Ready(IoStatusUpdate::PeerGone(_)) => gone = true,
         Poll::Ready(IoStatusUpdate::KeepAlive) => {
-            *armed_ms = None;
-            worker.drive(conn, |session, now, out| session.tick(now, out));
+            watch.armed_ms = None;
+            due = true;
         }
         Poll::Ready(IoStatusUpdate::WriteBackpressure) | Poll::Pending => {}
     }
@@ -286,6 +365,12 @@ fn turn(
         worker.drive(conn, |session, _, _| session.writable());
     }
     let read = read(io, wire, conn, worker);
+    if matches!(read, Read::Drained) && watch.saw_partial(wire.partial_bytes()) {
+        conn.session.borrow_mut().heard(worker.now());
+    }
+    if due {
+        tick(conn, worker, watch);
+    }
     if conn.session.borrow().is_over() {
         return Turn::Over;
     }
@@ -297,6 +382,12 @@ fn turn(
         }
         // What a client sent before it closed still counts: its DISCONNECT may be behind what waits.
         Read::Paused if gone && !conn.session.borrow().is_connecting() => return Turn::Wait,
+        // Also before it was connected, when it said goodbye. Without that it has given up, and may be
+        // connected elsewhere by now: its CONNECT must not come through any more.
+        Read::Paused if gone && says_goodbye(io, worker.shared.options.packet_bytes_max) => {
+            let left_ms = conn.session.borrow().deadline_ms().map(|at| at.saturating_sub(worker.now().mono_ms));
+            return left_ms.map_or(Turn::Over, |ms| Turn::WaitForConnect(Duration::from_millis(ms)));
+        }
         Read::Paused | Read::Drained if gone => return Turn::Over,
         Read::Paused => {}
         Read::Drained => match io.poll_read_ready(cx) {
@@ -304,8 +395,33 @@ fn turn(
             Poll::Ready(_) => return Turn::Again,
         },
     }
-    arm(io, conn, worker, armed_ms);
+    arm(io, conn, worker, &mut watch.armed_ms);
     Turn::Wait
+}
+
+/// The timer has fired.
+fn tick(conn: &Rc<Conn>, worker: &Rc<Worker>, watch: &mut Watch) {
+    let now_ms = worker.now().mono_ms;
+    let due = conn.session.borrow().deadline_ms().is_some_and(|at| at <= now_ms);
+    if due && watch.excuses(conn, worker.shared.options.outbound_bytes_max) {
+        conn.session.borrow_mut().heard(worker.now());
+    }
+    worker.drive(conn, |session, now, out| session.tick(now, out));
+}
+
+/// Whether a DISCONNECT is among the whole packets that lie unread.
+fn says_goodbye(io: &IoBoxed, packet_bytes_max: u32) -> bool {
+    const DISCONNECT: u8 = 14;
+    io.with_read_buf(|buffer| {
+        let mut rest = &buffer[..];
+        while let Ok(Some(frame)) = strict::frame(rest, packet_bytes_max) {
+            if frame.first >> 4 == DISCONNECT {
+                return true;
+            }
+            rest = rest.get(frame.total..).unwrap_or_default();
+        }
+        false
+    })
 }
 
 enum Read {

@@ -44,6 +44,8 @@ pub struct MqttOptions {
     pub inflight_max: u16,
     /// Topic aliases a v5 client may set.
     pub topic_alias_max: u16,
+    /// Filters of one SUBSCRIBE or UNSUBSCRIBE that are taken; the others are refused, each with a reason.
+    pub subscribe_filters_max: u16,
     /// Longest keep alive in seconds, told to v5 clients as Server Keep Alive; 0 for no bound.
     pub keep_alive_s_max: u16,
     /// How long a new connection may take to send its CONNECT.
@@ -74,6 +76,7 @@ impl MqttOptions {
         self.packet_bytes_max = self.packet_bytes_max.max(PACKET_BYTES_LEAST);
         self.receive_maximum = self.receive_maximum.max(1);
         self.inflight_max = self.inflight_max.max(1);
+        self.subscribe_filters_max = self.subscribe_filters_max.max(1);
         self.outbound_bytes_max = self.outbound_bytes_max.max(OUTBOUND_BYTES_LEAST);
         self.page_rows_max = self.page_rows_max.max(1);
         self.page_bytes_max = self.page_bytes_max.max(1);
@@ -90,6 +93,7 @@ impl Default for MqttOptions {
             receive_maximum: 1024,
             inflight_max: 1024,
             topic_alias_max: 64,
+            subscribe_filters_max: 1024,
             keep_alive_s_max: 0,
             connect_timeout: Duration::from_secs(10),
             connect_deadline: Duration::from_secs(10),

@@ -87,7 +87,7 @@ impl MqttFront {
             })
             .unzip();
         let incarnation = Arc::new(AtomicU64::new(0));
-        let effects = FrontEffects::new(mailboxes.clone(), options.mailbox_bytes_max, incarnation.clone());
+        let effects = FrontEffects::new(mailboxes.clone(), &options, incarnation.clone());
         Ok(Self {
             authenticator: Arc::new(Anonymous { everywhere: options.allow_anonymous }),
             options: Arc::new(options),

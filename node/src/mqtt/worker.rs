@@ -23,11 +23,13 @@ use super::conn::Conn;
 use super::effects::{Address, Mailbox, ToWorker, What, WorkerRun};
 use super::options::{DRAIN_STEP, DRAIN_STEP_CLIENTS, MqttOptions};
 use super::reason::Reason;
-use super::session::{CLOSE_REQUEST, Ending, Now, Output, Session};
+use super::session::{CLOSE_REQUEST, Ending, Now, Output, Request, Session};
 use super::stats;
 
 /// Messages taken out of the mailbox at once.
 const MAILBOX_TURN: usize = 64;
+/// Events handled before the sockets get their turn: a run may have a hundred thousand.
+const EVENTS_PER_TURN_MAX: usize = 1024;
 
 /// What all workers share.
 #[derive(Debug)]
@@ -78,6 +80,8 @@ pub(super) struct Worker {
     slots: RefCell<Slots>,
     /// Lent to one input after the other.
     output: Cell<Option<Box<Output>>>,
+    /// Empty between two uses.
+    submissions: Cell<VecDeque<Submission>>,
     started: Instant,
     applied: Cell<u64>,
     /// Asked for once a millisecond: all workers ask the same clock.
@@ -104,6 +108,7 @@ impl Worker {
             quorum,
             slots: RefCell::default(),
             output: Cell::new(None),
+            submissions: Cell::default(),
             started: Instant::now(),
             applied: Cell::new(0),
             cluster_time: Cell::new((u64::MAX, ClusterTime(0))),
@@ -173,7 +178,7 @@ impl Worker {
 
     /// Passes inputs to a connection's machine and carries out what it decides.
     pub(super) fn drive(&self, conn: &Rc<Conn>, inputs: impl FnOnce(&mut Session, Now, &mut Output)) {
-        let mut out = self.output.take().unwrap_or_default();
+        let mut out = self.borrow_output();
         out.room = conn.write_room(self.shared.options.outbound_bytes_max);
         let now = self.now();
         {
@@ -181,6 +186,16 @@ impl Worker {
             inputs(&mut session, now, &mut out);
             session.finish(now, &mut out);
         }
+        self.carry_out_and_return(conn, out);
+    }
+
+    /// The output that all inputs share, for its buffers; an empty one when it is lent already.
+    pub(super) fn borrow_output(&self) -> Box<Output> {
+        self.output.take().unwrap_or_default()
+    }
+
+    /// Carries out what a machine decided, and gives the output back.
+    pub(super) fn carry_out_and_return(&self, conn: &Rc<Conn>, mut out: Box<Output>) {
         self.carry_out(conn, &mut out);
         self.output.set(Some(out));
     }
@@ -188,12 +203,13 @@ impl Worker {
     fn carry_out(&self, conn: &Rc<Conn>, out: &mut Output) {
         let stats = &self.mailbox.stats;
         stats.add(&std::mem::take(&mut out.counts));
-        let complete = out.packets.is_empty() || conn.write(&mut out.packets, stats);
+        let outbound_bytes_max = self.shared.options.outbound_bytes_max;
+        let complete = out.packets.is_empty() || conn.write(&mut out.packets, outbound_bytes_max, stats);
         for publish in out.qos0.drain(..) {
             self.backend.route_qos0(publish);
         }
-        for (request, command) in out.commands.drain(..) {
-            self.submit(conn, request, command);
+        if !out.commands.is_empty() {
+            self.submit(conn, &mut out.commands);
         }
         if let (Some(wanted), Some(me)) = (out.page.take(), conn.session.borrow().me()) {
             stats::add(&stats.pages, 1);
@@ -210,21 +226,26 @@ impl Worker {
         } else if !complete {
             conn.close();
         } else {
-            conn.nudge();
+            conn.nudge(outbound_bytes_max);
         }
     }
 
-    fn submit(&self, conn: &Rc<Conn>, request: u64, command: Command) {
-        let withdrawn = matches!(command, Command::Connect(_)).then(|| conn.withdrawn.clone());
-        let submission = Submission { command, ticket: conn.address.ticket(request), withdrawn };
+    fn submit(&self, conn: &Rc<Conn>, commands: &mut Vec<(Request, Command)>) {
+        let mut submissions = self.submissions.take();
+        submissions.extend(commands.drain(..).map(|(request, command)| {
+            let withdrawn = matches!(command, Command::Connect(_)).then(|| conn.withdrawn.clone());
+            Submission { command, ticket: conn.address.ticket(request), withdrawn }
+        }));
         let mut stash = conn.stash.borrow_mut();
-        if !stash.is_empty() {
-            stash.push_back(Box::new(submission)); // in order
-        } else if let Err(back) = self.backend.submit(submission) {
-            stats::add(&self.mailbox.stats.busy, 1);
-            stash.push_back(back);
-            self.waiting.borrow_mut().push_back(Waiting::Conn(conn.clone()));
+        if stash.is_empty() {
+            self.backend.submit_many(&mut submissions);
+            if !submissions.is_empty() {
+                stats::add(&self.mailbox.stats.busy, 1);
+                self.waiting.borrow_mut().push_back(Waiting::Conn(conn.clone()));
+            }
         }
+        stash.extend(submissions.drain(..).map(Box::new)); // in order
+        self.submissions.set(submissions);
     }
 
     /// Submits what waits, in order, until the proposer is full again. Whether all of it went.
@@ -244,7 +265,7 @@ impl Worker {
                         }
                     }
                     drop(stash);
-                    conn.nudge();
+                    conn.nudge(self.shared.options.outbound_bytes_max);
                     refused.then_some(Waiting::Conn(conn))
                 }
             };
@@ -277,6 +298,7 @@ impl Worker {
         let mut quorum = self.quorum.clone();
         let mut watching = true;
         let mut messages = Vec::with_capacity(MAILBOX_TURN);
+        let mut handled = 0;
         loop {
             tokio::select! {
                 taken = rx.recv_many(&mut messages, MAILBOX_TURN) => {
@@ -284,7 +306,7 @@ impl Worker {
                         return;
                     }
                     for message in messages.drain(..) {
-                        self.take(message);
+                        self.take(message, &mut handled).await;
                     }
                 }
                 changed = quorum.changed(), if watching => {
@@ -299,9 +321,9 @@ impl Worker {
         }
     }
 
-    fn take(self: &Rc<Self>, message: ToWorker) {
+    async fn take(self: &Rc<Self>, message: ToWorker, handled: &mut usize) {
         match message {
-            ToWorker::Run(run) => self.take_run(run),
+            ToWorker::Run(run) => self.take_run(run, handled).await,
             ToWorker::Page(address, page) => {
                 if let Some(conn) = self.conn(address) {
                     self.drive(&conn, |session, _, out| session.page(page, out));
@@ -318,22 +340,33 @@ impl Worker {
         }
     }
 
-    fn take_run(&self, run: WorkerRun) {
-        self.mailbox.bytes.fetch_sub(run.bytes, Ordering::Relaxed);
+    /// Hands the events of a run over, in order. `handled` counts them since the sockets had their turn.
+    async fn take_run(self: &Rc<Self>, run: WorkerRun, handled: &mut usize) {
         self.applied.set(self.applied.get().max(run.index));
         let mut events = run.events.into_iter().peekable();
         while let Some((address, what)) = events.next() {
-            let Some(conn) = self.conn(address) else {
-                self.take_for_nobody(address, what);
-                continue;
-            };
-            self.drive(&conn, |session, now, out| {
-                take_event(session, what, now, out);
-                while let Some((_, what)) = events.next_if(|(next, _)| *next == address) {
+            *handled += 1;
+            // One that is over may still have its slot: it takes nothing, and its CONNECT may be applied now.
+            if let Some(conn) = self.conn(address).filter(|conn| !conn.session.borrow().is_over()) {
+                self.drive(&conn, |session, now, out| {
                     take_event(session, what, now, out);
-                }
-            });
+                    while *handled < EVENTS_PER_TURN_MAX
+                        && let Some((_, what)) = events.next_if(|(next, _)| *next == address)
+                    {
+                        *handled += 1;
+                        take_event(session, what, now, out);
+                    }
+                });
+            } else {
+                self.take_for_nobody(address, what);
+            }
+            if *handled >= EVENTS_PER_TURN_MAX {
+                *handled = 0;
+                self.await_room();
+                tokio::task::yield_now().await;
+            }
         }
+        self.mailbox.bytes.fetch_sub(run.bytes, Ordering::Relaxed);
     }
 
     /// An event for a connection that is gone. A session that it opened is closed again.
@@ -400,12 +433,17 @@ impl Worker {
 fn take_event(session: &mut Session, what: What, now: Now, out: &mut Output) {
     match what {
         What::Outcome(request, outcome) => session.outcome(request, outcome, now, out),
-        What::Deliver(delivery) => session.deliver(delivery, now, out),
-        What::Note(seq) => session.note(seq),
+        What::Deliver(delivery, _waits) => session.deliver(delivery, now, out),
+        What::Note(behind) => {
+            if let Some(seq) = behind.take_noted() {
+                session.note(seq);
+            }
+        }
         What::Overflow => {
             out.counts.transient_overflows += 1;
             session.end(Ending::Error(Reason::QUOTA_EXCEEDED), out);
         }
+        What::Withdraw(seq) => session.withdraw(seq),
         What::Kick(reason) => session.end(Ending::Kicked(reason), out),
     }
 }

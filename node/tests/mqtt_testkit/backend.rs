@@ -25,6 +25,8 @@ pub(crate) struct FakeBackend {
     pub(crate) waiting_max: AtomicUsize,
     /// How often it said so.
     pub(crate) refused: AtomicUsize,
+    /// Workers that are submitting: more than none while somebody else holds the log.
+    pub(crate) submitting: AtomicUsize,
     room: Notify,
     quorum: watch::Sender<Quorum>,
     started: Instant,
@@ -35,7 +37,12 @@ pub(crate) struct FakeBackend {
 impl FakeBackend {
     /// A front end on an ephemeral port over a fresh log, with an incarnation and a quorum.
     pub(crate) fn start(options: &MqttOptions) -> (Arc<Self>, MqttServer) {
-        let options = MqttOptions { listen: ([127, 0, 0, 1], 0).into(), workers: 2, ..options.clone() };
+        Self::start_workers(options, 2)
+    }
+
+    /// The same with so many workers.
+    pub(crate) fn start_workers(options: &MqttOptions, workers: usize) -> (Arc<Self>, MqttServer) {
+        let options = MqttOptions { listen: ([127, 0, 0, 1], 0).into(), workers, ..options.clone() };
         let front = MqttFront::new(options).unwrap();
         let backend = Arc::new(Self {
             log: Mutex::default(),
@@ -44,6 +51,7 @@ impl FakeBackend {
             hold: AtomicBool::new(false),
             waiting_max: AtomicUsize::new(usize::MAX),
             refused: AtomicUsize::new(0),
+            submitting: AtomicUsize::new(0),
             room: Notify::new(),
             quorum: watch::channel(Quorum { has: true, elsewhere: None }).0,
             started: Instant::now(),
@@ -68,6 +76,11 @@ impl FakeBackend {
         self.changed.notify_all();
     }
 
+    /// Announces room.
+    pub(crate) fn nudge(&self) {
+        self.room.notify_waiters();
+    }
+
     pub(crate) fn set_quorum(&self, has: bool, elsewhere: Option<&str>) {
         self.quorum.send_replace(Quorum { has, elsewhere: elsewhere.map(Arc::from) });
     }
@@ -90,6 +103,21 @@ impl FakeBackend {
         let mut log = self.log();
         let run = log.inject(publish);
         self.effects.applied(run);
+    }
+
+    /// Applies what waits and hands it over, while nothing is committed by itself. `log` is the lock.
+    pub(crate) fn apply_held(&self, log: &mut FakeLog) {
+        let run = log.apply(usize::MAX);
+        self.effects.applied(run);
+    }
+
+    /// Waits until a worker stands in front of the log, whose lock the caller holds.
+    pub(crate) fn wait_for_a_stuck_worker(&self) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while self.submitting.load(Ordering::SeqCst) == 0 {
+            assert!(Instant::now() < deadline, "no worker came to the log");
+            std::thread::yield_now();
+        }
     }
 
     /// Waits until the log is as `wanted`.
@@ -125,7 +153,9 @@ fn commit(backend: &Weak<FakeBackend>) {
 
 impl Backend for FakeBackend {
     fn submit(&self, submission: Submission) -> Result<(), Box<Submission>> {
+        self.submitting.fetch_add(1, Ordering::SeqCst);
         let mut log = self.log();
+        self.submitting.fetch_sub(1, Ordering::SeqCst);
         if log.waiting() >= self.waiting_max.load(Ordering::SeqCst) {
             self.refused.fetch_add(1, Ordering::SeqCst);
             return Err(Box::new(submission));

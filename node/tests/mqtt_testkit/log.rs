@@ -292,6 +292,18 @@ impl FakeLog {
         matched
     }
 
+    /// Drops the oldest row of a session that was certainly not sent, as expiry and drop-oldest do.
+    pub(crate) fn withdraw(&mut self, client_id: &str) -> Option<(QueueSeq, AppliedRun)> {
+        let session = self.sessions.get_mut(client_id)?;
+        let end = window_end(session);
+        let seq = *session.rows.range(end..).next()?.0;
+        session.rows.remove(&seq);
+        let from = session.me();
+        let events = if session.connected { vec![NodeEvent::Withdraw { from, seq }] } else { Vec::new() };
+        self.index += 1;
+        Some((seq, AppliedRun { index: self.index, time: self.time, events }))
+    }
+
     /// The node of a session is lost: nobody closed its connections.
     pub(crate) fn lose(&mut self, client_id: &str) {
         if let Some(session) = self.sessions.get_mut(client_id) {

@@ -3,6 +3,7 @@
 
 use quorate_store::command::{self, Command};
 use quorate_store::ids::{PacketId, QoS};
+use quorate_store::message::MessageProperties;
 use quorate_store::topic::{TopicFilter, TopicName};
 
 use super::requests::Wait;
@@ -110,7 +111,8 @@ impl Session {
     /// SUBSCRIBE.
     pub(super) fn subscribe(&mut self, subscribe: Subscribe, out: &mut Output) {
         let Some(from) = self.me else { return };
-        let Subscribe { id, identifier, filters } = subscribe;
+        let Subscribe { id, identifier, mut filters } = subscribe;
+        self.refuse_above_limit(&mut filters, Reason::QUOTA_EXCEEDED);
         let known: Vec<Option<Reason>> = filters.iter().map(|f| f.as_ref().err().copied()).collect();
         let filters: Vec<_> = filters.into_iter().flatten().collect();
         if filters.is_empty() {
@@ -121,9 +123,30 @@ impl Session {
         self.propose(Wait::Subscribe(id, known), command, out);
     }
 
+    /// One command has so many filters, because apply does so much for it at once. Whether there were more.
+    fn refuse_above_limit<T>(&self, filters: &mut [Result<T, Reason>], reason: Reason) -> bool {
+        let mut refused = false;
+        let taken = usize::from(self.options.subscribe_filters_max);
+        for filter in filters.iter_mut().filter(|f| f.is_ok()).skip(taken) {
+            *filter = Err(reason);
+            refused = true;
+        }
+        refused
+    }
+
     /// UNSUBSCRIBE.
-    pub(super) fn unsubscribe(&mut self, id: PacketId, filters: Vec<Result<TopicFilter, Reason>>, out: &mut Output) {
+    pub(super) fn unsubscribe(
+        &mut self,
+        id: PacketId,
+        mut filters: Vec<Result<TopicFilter, Reason>>,
+        out: &mut Output,
+    ) {
         let Some(from) = self.me else { return };
+        // UNSUBACK has no reason for a quota; that of 3.1.1 has none at all, and would say that all are gone.
+        let refused = self.refuse_above_limit(&mut filters, Reason::IMPLEMENTATION_SPECIFIC_ERROR);
+        if refused && !self.version.is_v5() {
+            return self.end(Ending::Error(Reason::QUOTA_EXCEEDED), out);
+        }
         let known: Vec<Option<Reason>> = filters.iter().map(|f| f.as_ref().err().copied()).collect();
         let filters: Vec<_> = filters.into_iter().flatten().collect();
         if filters.is_empty() {
@@ -149,5 +172,6 @@ impl Session {
 
 fn held_bytes(publish: &Publish) -> usize {
     let topic = publish.topic.as_ref().map_or(0, |t| t.as_str().len());
-    publish.payload.len() + topic + DELIVERY_OVERHEAD_BYTES
+    let properties = publish.properties.as_deref().map_or(0, MessageProperties::charge_bytes);
+    publish.payload.len() + topic + properties + DELIVERY_OVERHEAD_BYTES
 }

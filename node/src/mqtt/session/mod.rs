@@ -239,6 +239,13 @@ impl Session {
         }
     }
 
+    /// The client lives, although no packet came: one is on its way, or lies unread because of us.
+    pub fn heard(&mut self, now: Now) {
+        if self.state == State::Open {
+            self.heard_ms = now.mono_ms;
+        }
+    }
+
     /// Bytes came that are no packet.
     pub fn reject(&mut self, reject: Reject, out: &mut Output) {
         self.end(Ending::Error(reject.reason), out);
@@ -258,6 +265,11 @@ impl Session {
     /// There is a row `seq` in the queue; it was not handed over.
     pub fn note(&mut self, seq: QueueSeq) {
         self.outbox.note(seq);
+    }
+
+    /// Row `seq` was not sent and is gone.
+    pub fn withdraw(&mut self, seq: QueueSeq) {
+        self.outbox.withdraw(seq);
     }
 
     /// The page that was asked for; `Err` when it could not be read.

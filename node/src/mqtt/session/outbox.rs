@@ -2,10 +2,11 @@
 //! for which acknowledgement.
 //!
 //! A durable session's queue is rows in the log's state: deliveries that arrive while the client keeps up
-//! are sent as they come, everything else is read from the rows in pages, never from memory. The packet
-//! identifier is a function of the row, rows go out in order, a row is sent at most once on a connection,
-//! and the window moves only when our Settle was *applied*. A transient session's queue is this memory,
-//! with numbers of its own, and its acknowledgements are not logged.
+//! are sent as they come, everything else is read from the rows in pages; of what comes meanwhile, a bounded
+//! number is kept until the pages have come to it. The packet identifier is a function of the row, rows go
+//! out in order, a row is sent at most once on a connection, and the window moves only when our Settle was
+//! *applied*. A transient session's queue is this memory, with numbers of its own, and its acknowledgements
+//! are not logged.
 //!
 //! Pure: it writes packets, commands and page requests into an [`Output`], and reads no clock.
 
@@ -26,8 +27,10 @@ use crate::mqtt::wire;
 
 /// Identifiers repeat after so many rows; what is in flight spans less.
 const IDENTIFIERS: u64 = 65_535;
-/// With fewer rows ready than this, the next page is asked for.
-const READY_ROWS_LOW: usize = 32;
+/// With fewer rows ready than this, the next page is asked for: early enough that it is there in time.
+const READY_ROWS_LOW: usize = 128;
+/// Rows that went while a page is read and are remembered one by one.
+const WITHDRAWN_ROWS_MAX: usize = 1024;
 
 /// Where the queue stands when a connection begins.
 #[derive(Clone, Copy, Debug)]
@@ -64,8 +67,12 @@ struct Ready {
 }
 
 impl Ready {
+    fn of(seq: QueueSeq, d: Delivery) -> Self {
+        Self { seq, qos: d.qos, retain: d.retain, identifiers: d.identifiers, message: d.message }
+    }
+
     fn bytes(&self) -> usize {
-        self.message.payload.len() + self.message.topic.as_str().len() + DELIVERY_OVERHEAD_BYTES
+        self.message.charge_bytes() + DELIVERY_OVERHEAD_BYTES
     }
 }
 
@@ -89,11 +96,28 @@ struct InFlight {
 }
 
 /// A page that was asked for.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 struct Asked {
     from: QueueSeq,
     /// What the tail was then: an `end` speaks of rows below it.
     tail: QueueSeq,
+    /// Rows that went meanwhile: the page may have been read before.
+    withdrawn: Vec<QueueSeq>,
+    /// From here on what went is not remembered one by one: these rows are read again.
+    until: QueueSeq,
+}
+
+impl Asked {
+    fn withdraw(&mut self, seq: QueueSeq) {
+        if seq < self.from {
+            return;
+        }
+        if self.withdrawn.len() < WITHDRAWN_ROWS_MAX {
+            self.withdrawn.push(seq);
+        } else {
+            self.until = self.until.min(seq);
+        }
+    }
 }
 
 /// A page of the queue, please.
@@ -103,7 +127,7 @@ pub struct PageWanted {
     pub from: QueueSeq,
     /// Most rows.
     pub rows_max: usize,
-    /// Payload bytes after which the page ends.
+    /// Bytes of messages after which the page ends.
     pub bytes_max: usize,
 }
 
@@ -127,6 +151,9 @@ pub(super) struct Outbox {
     owed_from: Option<QueueSeq>,
     ready: VecDeque<Ready>,
     ready_bytes: usize,
+    /// All rows from the first of these up to the tail: they came while earlier ones were, or are, to be paged.
+    live: VecDeque<Ready>,
+    live_bytes: usize,
     /// In order of `seq`.
     in_flight: VecDeque<InFlight>,
     /// How many of them are below the cursor; the others are owed PUBRELs that it has not come to.
@@ -152,6 +179,8 @@ impl Outbox {
             owed_from: (start.durable && start.sent_until > start.head).then_some(start.head),
             ready: VecDeque::new(),
             ready_bytes: 0,
+            live: VecDeque::new(),
+            live_bytes: 0,
             in_flight: VecDeque::new(),
             passed: 0,
             acks: Vec::new(),
@@ -181,7 +210,25 @@ impl Outbox {
 
     /// Rows up to `seq` exist; their messages were not handed over.
     pub(super) fn note(&mut self, seq: QueueSeq) {
-        self.tail = self.tail.max(seq.next());
+        if seq >= self.tail {
+            self.tail = seq.next();
+            self.live.clear();
+            self.live_bytes = 0;
+        }
+    }
+
+    /// Row `seq` is gone: it is not sent any more.
+    pub(super) fn withdraw(&mut self, seq: QueueSeq) {
+        for (rows, bytes) in [(&mut self.ready, &mut self.ready_bytes), (&mut self.live, &mut self.live_bytes)] {
+            if let Ok(i) = rows.binary_search_by_key(&seq, |r| r.seq)
+                && let Some(gone) = rows.remove(i)
+            {
+                *bytes = bytes.saturating_sub(gone.bytes());
+            }
+        }
+        if let Some(asked) = &mut self.asked {
+            asked.withdraw(seq);
+        }
     }
 
     /// Takes a delivery. QoS 0 goes out at once or is dropped, a row is sent in its turn.
@@ -233,13 +280,40 @@ impl Outbox {
         if seq < self.fetched {
             return; // sent or ready already: a page was quicker
         }
-        let next = self.fetched == self.tail && seq == self.tail;
-        let room = self.ready.len() < READY_ROWS_MAX && self.ready_bytes < options.page_bytes_max;
-        self.note(seq);
-        if next && room {
-            self.fetched = self.tail;
-            self.push(seq, delivery);
+        if seq != self.tail {
+            return self.note(seq);
         }
+        let room = |rows: &VecDeque<Ready>, bytes| rows.len() < READY_ROWS_MAX && bytes < options.page_bytes_max;
+        if self.fetched == self.tail && room(&self.ready, self.ready_bytes) {
+            self.tail = seq.next();
+            self.fetched = self.tail;
+            self.push_ready(Ready::of(seq, delivery));
+        } else if room(&self.live, self.live_bytes)
+            && self.tail.0.saturating_sub(self.fetched.0) < READY_ROWS_MAX as u64
+        {
+            self.tail = seq.next();
+            let ready = Ready::of(seq, delivery);
+            self.live_bytes += ready.bytes();
+            self.live.push_back(ready);
+        } else {
+            self.note(seq);
+        }
+    }
+
+    /// When the pages have come to the rows that came meanwhile, those are ready too. Whether any are.
+    fn join(&mut self) -> bool {
+        // Without any the tail is where pages have to come to.
+        if self.live.front().is_none_or(|first| first.seq > self.fetched) {
+            return false;
+        }
+        for ready in std::mem::take(&mut self.live) {
+            if ready.seq >= self.fetched {
+                self.push_ready(ready);
+            }
+        }
+        self.live_bytes = 0;
+        self.fetched = self.tail;
+        true
     }
 
     fn queue(&mut self, delivery: Delivery, options: &MqttOptions, out: &mut Output) -> Result<(), Broken> {
@@ -248,14 +322,10 @@ impl Outbox {
             return Err(Broken(Reason::QUOTA_EXCEEDED));
         }
         let seq = self.tail;
-        self.note(seq);
+        self.tail = seq.next();
         self.fetched = self.tail;
-        self.push(seq, delivery);
+        self.push_ready(Ready::of(seq, delivery));
         Ok(())
-    }
-
-    fn push(&mut self, seq: QueueSeq, d: Delivery) {
-        self.push_ready(Ready { seq, qos: d.qos, retain: d.retain, identifiers: d.identifiers, message: d.message });
     }
 
     fn push_ready(&mut self, ready: Ready) {
@@ -269,6 +339,8 @@ impl Outbox {
         // The search for owed PUBRELs may go over more rows than are kept: those are read again.
         let room = self.ready.len() < READY_ROWS_MAX && self.ready_bytes < options.page_bytes_max;
         let keep = asked.from == self.fetched && room;
+        let next = page.next.min(asked.until);
+        let end = page.end && asked.until >= asked.tail;
         let looking = self.owed_from.is_some();
         let sent_until = self.sent_until;
         for row in page.rows {
@@ -283,7 +355,7 @@ impl Outbox {
                     });
                     out.packets.push(Outgoing::PubRel(row.seq.packet_id(), Reason::SUCCESS));
                 }
-            } else if keep && row.seq >= self.fetched {
+            } else if keep && row.seq >= self.fetched && row.seq < asked.until && !asked.withdrawn.contains(&row.seq) {
                 self.push_ready(Ready {
                     seq: row.seq,
                     qos: row.qos,
@@ -294,11 +366,12 @@ impl Outbox {
             }
         }
         if keep {
-            self.fetched = self.fetched.max(page.next);
-            if page.end {
+            self.fetched = self.fetched.max(next);
+            if end {
                 self.fetched = self.fetched.max(asked.tail); // whatever was there has vanished
             }
             self.tail = self.tail.max(self.fetched);
+            self.join();
         }
         if looking {
             self.owed_from = (!page.end && page.next < sent_until).then_some(page.next);
@@ -309,6 +382,9 @@ impl Outbox {
     pub(super) fn want_page(&mut self, options: &MqttOptions) -> Option<PageWanted> {
         if !self.durable || self.asked.is_some() {
             return None;
+        }
+        if self.ready.len() < READY_ROWS_LOW {
+            self.join();
         }
         let from = match self.owed_from {
             Some(from) => from,
@@ -322,7 +398,7 @@ impl Outbox {
             }
             None => return None,
         };
-        self.asked = Some(Asked { from, tail: self.tail });
+        self.asked = Some(Asked { from, tail: self.tail, withdrawn: Vec::new(), until: QueueSeq(u64::MAX) });
         Some(PageWanted { from, rows_max: options.page_rows_max, bytes_max: options.page_bytes_max })
     }
 
@@ -331,8 +407,13 @@ impl Outbox {
         if self.owed_from.is_some() {
             return; // owed PUBRELs first
         }
-        while let Some(next) = self.ready.front() {
-            let seq = next.seq;
+        loop {
+            let Some(seq) = self.ready.front().map(|next| next.seq) else {
+                if self.join() {
+                    continue;
+                }
+                return;
+            };
             self.pass(seq);
             let span = self.in_flight.front().filter(|f| f.seq < seq).map_or(0, |f| seq.0 - f.seq.0);
             if self.passed >= self.window || span + 1 >= IDENTIFIERS {
@@ -427,7 +508,9 @@ impl Outbox {
     pub(super) fn pubrec(&mut self, id: PacketId, reason: Reason, out: &mut Output) -> Result<(), Broken> {
         let Some(i) = self.find(id) else {
             out.counts.unknown_acks += 1;
-            if !reason.is_failure() {
+            // A row that is still to be resent: its exchange begins again with our PUBLISH. A PUBREL before it
+            // would end the exchange for the client, and the PUBLISH would be a second message.
+            if !reason.is_failure() && !self.is_to_be_resent(id) {
                 out.packets.push(Outgoing::PubRel(id, Reason::PACKET_IDENTIFIER_NOT_FOUND));
             }
             return Ok(());
@@ -442,6 +525,12 @@ impl Outbox {
             _ => {}
         }
         Ok(())
+    }
+
+    /// Whether `id` is that of a row that an earlier connection may have sent, and this one has not come to.
+    fn is_to_be_resent(&self, id: PacketId) -> bool {
+        let distance = (u64::from(id.get()) + IDENTIFIERS - u64::from(self.cursor.packet_id().get())) % IDENTIFIERS;
+        self.durable && self.cursor.0 + distance < self.sent_until.0
     }
 
     /// PUBCOMP.

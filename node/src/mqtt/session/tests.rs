@@ -1,3 +1,5 @@
+mod outgoing;
+
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -329,166 +331,6 @@ fn subscriptions_are_answered_filter_by_filter() {
 }
 
 #[test]
-fn acknowledgements_of_one_read_are_one_command_and_the_window_moves_when_it_is_applied() {
-    let mut rig = Rig::open(Version::V5);
-    for seq in 0..12 {
-        rig.deliver(Some(seq), QoS::AtLeastOnce, message(None));
-    }
-    assert_eq!(rig.said().len(), 10, "Receive Maximum");
-    rig.drive(|session, out| {
-        for n in [1, 2, 2, 4] {
-            session.packet(Packet::PubAck { id: id(n), reason: Reason::SUCCESS }, NOW, out);
-        }
-    });
-    assert_eq!(rig.take_acks(), [(0, AckKind::Puback), (1, AckKind::Puback), (3, AckKind::Puback)]);
-    assert!(rig.said().is_empty());
-    rig.outcome(1, Outcome::Done);
-    assert_eq!(rig.said(), [("publish", 11, 0), ("publish", 12, 0)]);
-}
-
-#[test]
-fn an_exchange_of_qos_2_and_its_odd_answers() {
-    let mut rig = Rig::open(Version::V5);
-    for seq in 0..3 {
-        rig.deliver(Some(seq), QoS::ExactlyOnce, message(None));
-    }
-    rig.take_packets();
-    rig.packet(Packet::PubRec { id: id(1), reason: Reason::SUCCESS });
-    rig.packet(Packet::PubRec { id: id(1), reason: Reason::SUCCESS });
-    rig.packet(Packet::PubRec { id: id(2), reason: Reason(0x83) });
-    rig.packet(Packet::PubRec { id: id(50), reason: Reason::SUCCESS });
-    rig.packet(Packet::PubRec { id: id(51), reason: Reason(0x80) });
-    rig.packet(Packet::PubComp { id: id(52) });
-    rig.packet(Packet::PubAck { id: id(53), reason: Reason::SUCCESS });
-    assert_eq!(rig.said(), [("pubrel", 50, 0x92)]);
-    assert_eq!(rig.take_acks(), [(0, AckKind::Pubrec), (1, AckKind::PubrecRefused)]);
-    rig.outcome(1, Outcome::Done);
-    rig.outcome(2, Outcome::Done);
-    assert_eq!(rig.said(), [("pubrel", 1, 0)]);
-    rig.packet(Packet::PubRec { id: id(1), reason: Reason::SUCCESS });
-    assert_eq!(rig.said(), [("pubrel", 1, 0)]);
-    rig.packet(Packet::PubComp { id: id(1) });
-    assert_eq!(rig.take_acks(), [(0, AckKind::Pubcomp)]);
-    rig.packet(Packet::PubAck { id: id(3), reason: Reason::SUCCESS });
-    assert_eq!(rig.said(), [("disconnect", 0, 0x82)], "PUBACK is no answer to QoS 2");
-}
-
-#[test]
-fn what_expired_is_settled_unsent_and_what_is_left_is_counted_down() {
-    let mut rig = Rig::open(Version::V5);
-    rig.deliver(Some(0), QoS::AtLeastOnce, message(Some(50_000)));
-    rig.deliver(Some(1), QoS::ExactlyOnce, message(Some(49_999)));
-    rig.deliver(Some(2), QoS::AtLeastOnce, message(Some(52_001)));
-    rig.deliver(None, QoS::AtMostOnce, message(Some(50_000)));
-    assert_eq!(rig.take_acks(), [(0, AckKind::Puback), (1, AckKind::PubrecRefused)]);
-    let [Outgoing::Publish(sent)] = &rig.take_packets()[..] else { panic!() };
-    assert_eq!(sent.expiry_s, Some(3));
-    assert_eq!(rig.out.counts.expired, 3);
-}
-
-#[test]
-fn what_may_have_been_sent_goes_on_after_it_expired() {
-    let connected = Connected { sent_until: QueueSeq(1), queue_tail: QueueSeq(2), ..found() };
-    let mut rig = Rig::open_with(Version::V5, connected);
-    let wanted = rig.out.page.take().unwrap();
-    assert_eq!(wanted.from, QueueSeq(0));
-    let row = |seq| QueuedRow {
-        seq: QueueSeq(seq),
-        qos: QoS::AtLeastOnce,
-        retain: false,
-        released: false,
-        identifiers: Arc::from([]),
-        message: message(Some(1)),
-    };
-    let page = QueuePage { rows: vec![row(0), row(1)], next: QueueSeq(2), end: true };
-    rig.drive(|session, out| session.page(Ok(page), out));
-    assert_eq!(rig.said(), [("dup", 1, 0)]);
-    assert_eq!(rig.take_acks(), [(1, AckKind::Puback)]);
-}
-
-#[test]
-fn a_packet_too_large_for_the_client_is_settled_unsent() {
-    let connect = Connect { packet_bytes_max: Some(14), ..hello(Version::V5) };
-    let mut rig = Rig::connecting(Version::V5, connect, MqttOptions::default());
-    rig.take_commands();
-    rig.outcome(0, Outcome::Connected(found()));
-    rig.take_packets();
-    rig.deliver(Some(0), QoS::AtLeastOnce, message(None));
-    rig.deliver(None, QoS::AtMostOnce, message(None));
-    assert_eq!(rig.said(), [("publish", 0, 0)], "13 bytes without an identifier, 15 with one");
-    assert_eq!(rig.take_acks(), [(0, AckKind::Puback)]);
-    assert_eq!(rig.out.counts.too_large, 1);
-}
-
-#[test]
-fn a_transient_session_has_numbers_of_its_own_and_logs_no_acknowledgement() {
-    let mut rig = Rig::open_with(Version::V5, Connected { durable: false, present: false, ..found() });
-    for _ in 0..2 {
-        rig.deliver(None, QoS::ExactlyOnce, message(None));
-    }
-    rig.deliver(None, QoS::AtLeastOnce, message(None));
-    assert_eq!(rig.said(), [("publish", 1, 0), ("publish", 2, 0), ("publish", 3, 0)]);
-    rig.packet(Packet::PubRec { id: id(1), reason: Reason::SUCCESS });
-    rig.packet(Packet::PubAck { id: id(3), reason: Reason::SUCCESS });
-    assert_eq!(rig.said(), [("pubrel", 1, 0)]);
-    rig.packet(Packet::PubComp { id: id(1) });
-    assert!(rig.take_commands().is_empty() && rig.out.page.is_none());
-    // A row would mean that the log thinks otherwise.
-    rig.deliver(Some(3), QoS::AtLeastOnce, message(None));
-    assert_eq!(rig.said(), [("disconnect", 0, 0x83)]);
-}
-
-#[test]
-fn nothing_is_sent_from_the_queue_while_the_client_does_not_read() {
-    let mut rig = Rig::open(Version::V5);
-    rig.out.room = 0;
-    rig.deliver(Some(0), QoS::AtLeastOnce, message(None));
-    rig.deliver(None, QoS::AtMostOnce, message(None));
-    assert!(rig.session.is_blocked() && rig.said().is_empty());
-    assert_eq!(rig.out.counts.qos0_dropped, 1);
-    rig.out.room = 100;
-    rig.drive(|session, _| session.writable());
-    assert_eq!(rig.said(), [("publish", 1, 0)]);
-    assert!(!rig.session.is_blocked());
-}
-
-#[test]
-fn a_row_that_was_only_noted_is_paged_in_its_turn() {
-    let mut rig = Rig::open(Version::V5);
-    rig.drive(|session, _| session.note(QueueSeq(0)));
-    assert_eq!(rig.out.page.take().unwrap().from, QueueSeq(0));
-    // Later ones wait for the page, and do not come twice.
-    rig.deliver(Some(1), QoS::AtLeastOnce, message(None));
-    assert!(rig.said().is_empty());
-    let row = |seq| QueuedRow {
-        seq: QueueSeq(seq),
-        qos: QoS::AtLeastOnce,
-        retain: false,
-        released: false,
-        identifiers: Arc::from([]),
-        message: message(None),
-    };
-    let page = QueuePage { rows: vec![row(0), row(1), row(2)], next: QueueSeq(3), end: true };
-    rig.drive(|session, out| session.page(Ok(page), out));
-    rig.deliver(Some(2), QoS::AtLeastOnce, message(None));
-    rig.deliver(Some(3), QoS::AtLeastOnce, message(None));
-    let ids: Vec<_> = rig.said().into_iter().map(|(_, id, _)| id).collect();
-    assert_eq!(ids, [1, 2, 3, 4]);
-    assert!(rig.out.page.is_none());
-}
-
-#[test]
-fn rows_that_vanished_leave_no_gap_to_wait_for() {
-    let mut rig = Rig::open_with(Version::V5, Connected { queue_tail: QueueSeq(100), ..found() });
-    assert!(rig.out.page.take().is_some());
-    let page = QueuePage { rows: Vec::new(), next: QueueSeq(0), end: true };
-    rig.drive(|session, out| session.page(Ok(page), out));
-    assert!(rig.out.page.is_none());
-    rig.deliver(Some(100), QoS::AtLeastOnce, message(None));
-    assert_eq!(rig.said(), [("publish", 101, 0)]);
-}
-
-#[test]
 fn how_a_connection_ends_and_what_the_log_is_told() {
     // The cursor is exact, also where an earlier connection had come further.
     let mut rig = Rig::open(Version::V5);
@@ -577,8 +419,38 @@ fn a_will_travels_with_connect() {
 }
 
 #[test]
-fn a_page_that_cannot_be_read_ends_the_connection() {
-    let mut rig = Rig::open_with(Version::V5, Connected { queue_tail: QueueSeq(1), ..found() });
-    rig.drive(|session, out| session.page(Err(()), out));
-    assert_eq!(rig.said(), [("disconnect", 0, 0x83)]);
+fn filters_above_the_limit_are_refused_one_by_one() {
+    let options = MqttOptions { subscribe_filters_max: 2, ..MqttOptions::default() };
+    let open = |version| {
+        let mut rig = Rig::connecting(version, hello(version), options.clone());
+        rig.take_commands();
+        rig.outcome(0, Outcome::Connected(found()));
+        rig.take_packets();
+        rig
+    };
+    let filter = |f: &str| TopicFilter::new(f).unwrap();
+    let asked =
+        SubscribeOptions { qos: QoS::AtLeastOnce, no_local: false, retain_as_published: false, retain_handling: 0 };
+    let filters =
+        || vec![Ok((filter("a"), asked)), Err(Reason(0x8F)), Ok((filter("b"), asked)), Ok((filter("c"), asked))];
+    let mut rig = open(Version::V5);
+    rig.packet(Packet::Subscribe(Subscribe { id: id(1), identifier: None, filters: filters() }));
+    let [Command::Subscribe(subscribe)] = &rig.take_commands()[..] else { panic!() };
+    assert_eq!(subscribe.filters.len(), 2);
+    rig.outcome(1, Outcome::Subscribed(vec![Ok(QoS::AtLeastOnce); 2]));
+    let [Outgoing::SubAck(_, reasons)] = &rig.take_packets()[..] else { panic!() };
+    assert_eq!(reasons[..], [Reason(1), Reason(0x8F), Reason(1), Reason(0x97)]);
+
+    // UNSUBACK has no such reason, and that of 3.1.1 has none at all: it would say that all are gone.
+    let filters = || vec![Ok(filter("a")), Ok(filter("b")), Ok(filter("c"))];
+    rig.packet(Packet::Unsubscribe { id: id(2), filters: filters() });
+    let [Command::Unsubscribe { filters: taken, .. }] = &rig.take_commands()[..] else { panic!() };
+    assert_eq!(taken.len(), 2);
+    rig.outcome(2, Outcome::Unsubscribed(vec![true, true]));
+    let [Outgoing::UnsubAck(_, reasons)] = &rig.take_packets()[..] else { panic!() };
+    assert_eq!(reasons[..], [Reason(0), Reason(0), Reason(0x83)]);
+    let mut rig = open(Version::V311);
+    rig.packet(Packet::Unsubscribe { id: id(2), filters: filters() });
+    assert!(rig.session.is_over() && rig.out.closed == Some(Reason::QUOTA_EXCEEDED));
+    assert!(matches!(rig.take_commands()[..], [Command::Close(_)]));
 }

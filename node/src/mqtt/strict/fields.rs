@@ -87,8 +87,7 @@ impl<'a> Fields<'a> {
     /// [MQTT-1.5.4-1], [MQTT-1.5.4-2]
     pub(super) fn text(&mut self) -> Result<&'a [u8], Reject> {
         let text = self.binary()?;
-        ensure(std::str::from_utf8(text).is_ok(), Reject::malformed("a string is not UTF-8 [MQTT-1.5.4-1]"))?;
-        ensure(!text.contains(&0), Reject::malformed("U+0000 in a string [MQTT-1.5.4-2]"))?;
+        clean_text(text)?;
         Ok(text)
     }
 
@@ -199,6 +198,12 @@ impl<'a> Fields<'a> {
             _ => self.text().map(drop),
         }
     }
+}
+
+/// [MQTT-1.5.4-1], [MQTT-1.5.4-2]
+pub(super) fn clean_text(text: &[u8]) -> Result<(), Reject> {
+    ensure(std::str::from_utf8(text).is_ok(), Reject::malformed("a string is not UTF-8 [MQTT-1.5.4-1]"))?;
+    ensure(!text.contains(&0), Reject::malformed("U+0000 in a string [MQTT-1.5.4-2]"))
 }
 
 /// [MQTT-3.3.2-2], [MQTT-3.3.2-14]

@@ -182,3 +182,13 @@ fn disconnect_and_auth() {
     assert!(verdict(V5, 0xF0, b"").is_ok(), "whether AUTH is allowed is the session's business");
     assert_eq!(verdict(V5, 0xF0, b"\x55\x00"), Err(0x81));
 }
+
+#[test]
+fn a_known_topic_is_not_looked_at_again_but_any_other_is() {
+    let publish = |topic: &[u8]| [&[0, topic.len() as u8], topic, &[0], b"x"].concat();
+    let check = |topic: &[u8], known: &[u8]| check_knowing(Version::V5, 0x30, &publish(topic), known).is_ok();
+    assert!(check(b"a/b", b"a/b") && check(b"a/b", b"c") && check(b"a/b", b""));
+    for bad in [&b"a/#"[..], b"a\0", b"\xFF", b""] {
+        assert!(!check(bad, b"a/b") && !check(bad, b""), "{bad:?}");
+    }
+}

@@ -19,8 +19,8 @@ const FIELD_MAX: usize = u16::MAX as usize;
 pub(crate) fn encoded_len(version: Version, packet: &Outgoing) -> usize {
     let v5 = version.is_v5();
     let remaining = match packet {
-        Outgoing::Publish(delivered) => match publish_remaining(v5, delivered) {
-            Some(n) => n,
+        Outgoing::Publish(delivered) => match publish_lens(v5, delivered) {
+            Some((remaining, _)) => remaining,
             None => return usize::MAX,
         },
         Outgoing::PubAck(_, reason)
@@ -85,17 +85,32 @@ const fn variable_len(n: usize) -> usize {
     }
 }
 
-fn variable(mut n: usize, out: &mut BytePages) {
-    while n > 0x7F {
-        out.put_u8((n & 0x7F) as u8 | 0x80);
+/// A variable byte integer in `bytes`, and its length: written in one go, because each write looks for its page.
+fn variable_bytes(mut n: usize, bytes: &mut [u8]) -> usize {
+    let mut len = 0;
+    for byte in bytes {
+        len += 1;
+        *byte = (n & 0x7F) as u8;
         n >>= 7;
+        if n == 0 {
+            break;
+        }
+        *byte |= 0x80;
     }
-    out.put_u8(n as u8);
+    len
+}
+
+fn variable(n: usize, out: &mut BytePages) {
+    let mut bytes = [0; 4];
+    let len = variable_bytes(n, &mut bytes);
+    out.put_slice(bytes.get(..len).unwrap_or_default());
 }
 
 fn head(first: u8, remaining: usize, out: &mut BytePages) {
-    out.put_u8(first);
-    variable(remaining, out);
+    let mut bytes = [first, 0, 0, 0, 0];
+    let [_, variable @ ..] = &mut bytes;
+    let len = 1 + variable_bytes(remaining, variable);
+    out.put_slice(bytes.get(..len).unwrap_or_default());
 }
 
 /// A string or binary field. Longer ones never come here: they have no [`encoded_len`].
@@ -146,19 +161,21 @@ fn publish_properties_len(d: &Delivered) -> Option<usize> {
     Some(identifiers + expiry + message)
 }
 
-fn publish_remaining(v5: bool, d: &Delivered) -> Option<usize> {
+/// Remaining Length of a PUBLISH, and the length of its property section without its own length.
+fn publish_lens(v5: bool, d: &Delivered) -> Option<(usize, usize)> {
     let id = if d.id.is_some() { 2 } else { 0 };
-    let properties = if v5 {
+    let (properties, section) = if v5 {
         let n = publish_properties_len(d)?;
-        n + variable_len(n)
+        (n, n + variable_len(n))
     } else {
-        0
+        (0, 0)
     };
-    Some(field_len(d.message.topic.as_str().as_bytes())? + id + properties + d.message.payload.len())
+    let remaining = field_len(d.message.topic.as_str().as_bytes())? + id + section + d.message.payload.len();
+    Some((remaining, properties))
 }
 
 fn publish(v5: bool, d: &Delivered, out: &mut BytePages) {
-    let Some(remaining) = publish_remaining(v5, d).filter(|n| *n <= REMAINING_MAX) else { return };
+    let Some((remaining, properties)) = publish_lens(v5, d).filter(|(n, _)| *n <= REMAINING_MAX) else { return };
     let qos = match d.qos {
         QoS::AtMostOnce => 0,
         QoS::AtLeastOnce => 0x02,
@@ -170,7 +187,7 @@ fn publish(v5: bool, d: &Delivered, out: &mut BytePages) {
         out.put_slice(&id.get().to_be_bytes());
     }
     if v5 {
-        variable(publish_properties_len(d).unwrap_or(0), out);
+        variable(properties, out);
         if let Some(p) = d.message.properties.as_deref() {
             message_properties(p, out);
         }

@@ -13,7 +13,7 @@ mod encode;
 #[allow(clippy::unwrap_used, clippy::panic)]
 mod tests;
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use ntex::codec::Decoder;
 use ntex::util::BytesMut;
@@ -30,6 +30,8 @@ pub struct Wire {
     version: Version,
     codec: Codec,
     packet_bytes_max: u32,
+    /// How much of an incomplete packet has come.
+    partial_bytes: Cell<usize>,
     /// Most clients publish to one topic again and again: its name is checked and allocated once.
     last_topic: RefCell<Option<TopicName>>,
 }
@@ -54,7 +56,12 @@ impl Wire {
             codec.set_min_chunk_size(u32::MAX);
             Codec::V3(codec)
         };
-        Self { version, codec, packet_bytes_max, last_topic: RefCell::new(None) }
+        Self { version, codec, packet_bytes_max, partial_bytes: Cell::new(0), last_topic: RefCell::new(None) }
+    }
+
+    /// Bytes of the packet that was incomplete when it was looked for the last time.
+    pub(crate) fn partial_bytes(&self) -> usize {
+        self.partial_bytes.get()
     }
 
     /// Version that is spoken.
@@ -69,9 +76,17 @@ impl Decoder for Wire {
     type Error = Reject;
 
     fn decode(&self, src: &mut BytesMut) -> Result<Option<Packet>, Reject> {
-        let Some(frame) = strict::frame(src, self.packet_bytes_max)? else { return Ok(None) };
+        let Some(frame) = strict::frame(src, self.packet_bytes_max)? else {
+            self.partial_bytes.set(src.len());
+            return Ok(None);
+        };
+        self.partial_bytes.set(0);
         let body = src.get(frame.body..frame.total).unwrap_or_default();
-        let notes = strict::check(self.version, frame.first, body)?;
+        let notes = {
+            let last = self.last_topic.borrow();
+            let known_topic = last.as_ref().map_or(&[][..], |topic| topic.as_str().as_bytes());
+            strict::check_knowing(self.version, frame.first, body, known_topic)?
+        };
         decode::decode(self, frame, notes, src).map(Some)
     }
 }
