@@ -32,6 +32,7 @@ demo: setup ## three nodes, load, the leader killed, a verdict; ARGS=--once exit
 test: setup ## every test; ARGS are passed on
 	@if command -v cargo-nextest >/dev/null; then \
 		$(CARGO) nextest run $(FLAGS) --workspace $(ARGS); \
+		$(CARGO) test $(FLAGS) --workspace --doc; \
 	else \
 		$(CARGO) test $(FLAGS) --workspace $(ARGS); \
 	fi
@@ -55,7 +56,6 @@ deny: setup
 	else echo "deny: advisories not checked, their database cannot be had from here"; fi
 
 doc: setup
-	$(CARGO) test $(FLAGS) --workspace --doc
 	RUSTDOCFLAGS="-D warnings" $(CARGO) doc $(FLAGS) --workspace --no-deps --document-private-items
 
 tidy: setup

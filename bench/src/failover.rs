@@ -6,7 +6,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use quorate_jepsen::harness::Start;
+use quorate_jepsen::harness::{Cluster, HarnessError, Link, Start};
 use quorate_jepsen::wire::{AckKind, Publish, Version, ack_of, encode};
 use serde::Serialize;
 use tokio::task::LocalSet;
@@ -22,12 +22,43 @@ const SILENCE_MAX: Duration = Duration::from_secs(6);
 
 /// What is done to the leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "kebab-case")]
 pub(crate) enum How {
     /// SIGKILL: its connections are reset.
     Kill,
     /// SIGSTOP: nobody hears of it any more, as when its machine or its network is gone.
     Freeze,
+    /// Its links to peers and clients are cut: it goes on, and nobody hears of it. Needs `--machines`.
+    Cut,
+    /// Its link to its peers is cut; clients reach it as before. Needs `--machines`.
+    CutPeers,
+}
+
+impl How {
+    /// What is done, and undone when `is_over`.
+    fn apply(self, cluster: &mut Cluster, leader: usize, is_over: bool) -> Result<(), HarnessError> {
+        let links: &[Link] = match (self, is_over) {
+            (Self::Kill, false) => return cluster.node_mut(leader)?.kill(),
+            (Self::Kill, true) => return cluster.node_mut(leader)?.start(Start::Again),
+            (Self::Freeze, false) => return cluster.node_mut(leader)?.freeze(),
+            (Self::Freeze, true) => return cluster.node_mut(leader)?.thaw(),
+            (Self::Cut, _) => &[Link::Peers, Link::Clients],
+            (Self::CutPeers, _) => &[Link::Peers],
+        };
+        links.iter().try_for_each(|link| match is_over {
+            false => cluster.cut(leader, *link),
+            true => cluster.heal(leader, *link),
+        })
+    }
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Kill => "SIGKILL",
+            Self::Freeze => "SIGSTOP",
+            Self::Cut => "cut off",
+            Self::CutPeers => "cut from peers",
+        }
+    }
 }
 
 /// The experiment.
@@ -120,18 +151,12 @@ async fn round(fleet: &mut Fleet, args: &FailoverArgs) -> Result<Round, BenchErr
     let cluster = fleet.own()?;
     let leader = cluster.wait_leader(FORM_MAX)?;
     let gone_at = Instant::now();
-    match args.how {
-        How::Kill => cluster.node_mut(leader)?.kill()?,
-        How::Freeze => cluster.node_mut(leader)?.freeze()?,
-    }
+    args.how.apply(cluster, leader, false)?;
     tokio::time::sleep(Duration::from_secs_f64(args.after)).await;
     for task in &tasks {
         task.abort();
     }
-    match args.how {
-        How::Kill => cluster.node_mut(leader)?.start(Start::Again)?,
-        How::Freeze => cluster.node_mut(leader)?.thaw()?,
-    }
+    args.how.apply(cluster, leader, true)?;
     cluster.wait_voters(nodes.len(), FORM_MAX)?;
     fleet.refresh();
 
@@ -232,9 +257,9 @@ impl Report {
              \x20                on a surviving node         were served elsewhere            on survivors\n",
         );
         for round in &self.rounds {
-            let how = if round.how == How::Kill { "SIGKILL" } else { "SIGSTOP" };
+            let how = round.how.name();
             text += &format!(
-                "{how:<10} {:>20.0} ms {:>28.0} ms {:>22}\n",
+                "{how:<14} {:>16.0} ms {:>28.0} ms {:>22}\n",
                 round.survivor_stall_ms, round.moved_ms, round.survivors_disconnected
             );
         }

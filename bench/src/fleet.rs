@@ -22,6 +22,9 @@ pub(crate) struct FleetArgs {
     /// Where the three nodes keep their data (default: a temporary folder). Choose the disk to be measured.
     #[arg(long, value_name = "DIR", conflicts_with = "mqtt")]
     dir: Option<PathBuf>,
+    /// Each of the three nodes in a network namespace of its own (as root), so that its links can be cut.
+    #[arg(long, conflicts_with = "mqtt")]
+    pub(crate) machines: bool,
     /// MQTT addresses of brokers that run already, instead of starting any.
     #[arg(long, value_delimiter = ',', value_name = "ADDR,...")]
     mqtt: Vec<SocketAddr>,
@@ -59,7 +62,7 @@ impl Fleet {
             None => std::env::current_exe().map_err(BenchError::io("this program"))?.with_file_name("quorate"),
         };
         eprintln!("starting three nodes of {} in {}", binary.display(), dir.display());
-        let options = ClusterOptions { binary, dir: dir.clone(), nodes: 3, env: Vec::new() };
+        let options = ClusterOptions { binary, dir: dir.clone(), nodes: 3, env: Vec::new(), machines: args.machines };
         let mut fleet = Self {
             mqtt: Vec::new(),
             pids: Vec::new(),
@@ -77,6 +80,11 @@ impl Fleet {
             self.mqtt = cluster.nodes.iter().map(|n| n.at.mqtt).collect();
             self.pids = cluster.nodes.iter().filter_map(|n| n.pid()).collect();
         }
+    }
+
+    /// Whether the nodes' links can be cut.
+    pub(crate) fn has_machines(&self) -> bool {
+        self.cluster.as_ref().is_some_and(Cluster::has_machines)
     }
 
     /// The nodes that this process started.

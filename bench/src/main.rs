@@ -74,6 +74,16 @@ enum BenchError {
     /// Only brokers that this program started are killed.
     #[error("this needs brokers that quorate-bench starts itself: leave --mqtt out")]
     NotOurs,
+    /// A broker took more memory than it may.
+    #[error("{report}a broker took {peak} MiB, at most {bound} were allowed")]
+    Memory {
+        /// Most that one took.
+        peak: u64,
+        /// The bound.
+        bound: u64,
+        /// All the same.
+        report: String,
+    },
     /// The report could not be written.
     #[error("writing the report: {0}")]
     Json(#[from] serde_json::Error),

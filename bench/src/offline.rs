@@ -34,6 +34,9 @@ pub(crate) struct OfflineArgs {
     /// Publishes of one publisher that may be unacknowledged.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=16_000))]
     pub(crate) window: u16,
+    /// Fails when a broker's memory was ever above so many MiB.
+    #[arg(long, value_name = "MIB")]
+    pub(crate) memory_mib_max: Option<u64>,
 }
 
 /// What came out.
@@ -129,7 +132,11 @@ async fn run_local(fleet: &Fleet, args: &OfflineArgs) -> Result<Report, BenchErr
         skipped,
     };
     end_session(fleet.at(0)?, Version::V5, CLIENT).await?;
-    Ok(report)
+    let peak = report.drained_memory.iter().map(|m| m.peak_mib).max().unwrap_or_default();
+    match args.memory_mib_max.filter(|max| peak > *max) {
+        Some(bound) => Err(BenchError::Memory { peak, bound, report: report.table() }),
+        None => Ok(report),
+    }
 }
 
 fn memories(fleet: &Fleet) -> Result<Vec<Memory>, BenchError> {

@@ -65,11 +65,13 @@ pub(crate) async fn run(fleet: &mut Fleet, args: &SuiteArgs, json: bool) -> Resu
         show(report.table());
         loads.push(report);
     }
-    let away = OfflineArgs { messages: args.offline_messages, bytes: 256, publishers: 10, window: 200 };
+    let away =
+        OfflineArgs { messages: args.offline_messages, bytes: 256, publishers: 10, window: 200, memory_mib_max: None };
     let offline = offline::run(fleet, &away).await?;
     show(offline.table());
     let mut failovers = Vec::new();
-    for how in [How::Kill, How::Freeze] {
+    let cuts: &[How] = if fleet.has_machines() { &[How::Cut, How::CutPeers] } else { &[] };
+    for how in [How::Kill, How::Freeze].into_iter().chain(cuts.iter().copied()) {
         let experiment =
             FailoverArgs { how, rounds: args.failovers, publishers: 2, window: 4, bytes: 256, after: 10.0 };
         let report = failover::run(fleet, &experiment).await?;

@@ -3,10 +3,14 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Addresses, ClusterView, DigestView, HarnessError, NodeProcess, Start, free_ports, http, wait_for};
+use super::{
+    Addresses, ClusterView, DigestView, HarnessError, Link, Network, NodeProcess, Start, free_ports, http, wait_for,
+};
 
 /// Longest time for a node to come up, join and be promoted, on a busy machine.
 const FORM_MAX: Duration = Duration::from_secs(90);
+/// MQTT, peer and administration port of a node that has a machine of its own.
+const OWN_PORTS: [u16; 3] = [1883, 7400, 7480];
 
 /// What a cluster is made of.
 #[derive(Clone, Debug)]
@@ -19,6 +23,8 @@ pub struct ClusterOptions {
     pub nodes: usize,
     /// Environment of each node (`QUORATE_...`).
     pub env: Vec<(String, String)>,
+    /// Each node on a machine of its own, whose links can be cut; else all on loopback.
+    pub machines: bool,
 }
 
 /// A running cluster. Its processes end when it is dropped.
@@ -28,6 +34,8 @@ pub struct Cluster {
     pub nodes: Vec<NodeProcess>,
     options: ClusterOptions,
     named: usize,
+    /// Goes after the nodes in it.
+    network: Option<Network>,
 }
 
 impl Cluster {
@@ -36,7 +44,8 @@ impl Cluster {
     /// # Errors
     /// When they do not get there; the error shows the end of their logs.
     pub fn start(options: ClusterOptions) -> Result<Self, HarnessError> {
-        let mut cluster = Self { nodes: Vec::new(), options, named: 0 };
+        let network = options.machines.then(Network::new).transpose()?;
+        let mut cluster = Self { nodes: Vec::new(), options, named: 0, network };
         let wanted = cluster.options.nodes;
         for _ in 0..wanted {
             cluster.add_node()?;
@@ -70,13 +79,30 @@ impl Cluster {
             Some(&member) => Start::Join(self.node(member)?.at.admin),
             None => Start::Bootstrap,
         };
-        let ports = free_ports(3)?;
-        let [mqtt, peer, admin] = ports.as_slice() else {
-            return Err(HarnessError::Answer { what: "picking ports".into(), answer: format!("{ports:?}") });
+        let machine = self.network.as_mut().map(Network::add).transpose()?;
+        let at = match &machine {
+            Some(machine) => {
+                let [mqtt, peer, admin] = OWN_PORTS;
+                Addresses {
+                    mqtt: (machine.clients, mqtt).into(),
+                    peer: (machine.peers, peer).into(),
+                    admin: (machine.clients, admin).into(),
+                }
+            }
+            None => {
+                let ports = free_ports(3)?;
+                let [mqtt, peer, admin] = ports.as_slice() else {
+                    return Err(HarnessError::Answer { what: "picking ports".into(), answer: format!("{ports:?}") });
+                };
+                Addresses::loopback(*mqtt, *peer, *admin)
+            }
         };
-        let at = Addresses::loopback(*mqtt, *peer, *admin);
         let mut node = NodeProcess::new(&self.options.binary, &self.options.dir, &name, at);
         node.env.clone_from(&self.options.env);
+        if let Some(machine) = machine {
+            node.namespace = Some(machine.namespace);
+            node.env.push(("QUORATE_ALLOW_ANONYMOUS".into(), "true".into()));
+        }
         node.start(how)?;
         self.nodes.push(node);
         Ok(self.nodes.len() - 1)
@@ -96,6 +122,33 @@ impl Cluster {
     /// When there is none.
     pub fn node_mut(&mut self, place: usize) -> Result<&mut NodeProcess, HarnessError> {
         self.nodes.get_mut(place).ok_or_else(|| no_node(place))
+    }
+
+    /// Whether each node has a machine of its own, so that [`Self::cut`] can be called.
+    #[must_use]
+    pub const fn has_machines(&self) -> bool {
+        self.network.is_some()
+    }
+
+    /// Nothing comes through this link of a node any more, in either direction.
+    ///
+    /// # Errors
+    /// When its nodes have no machines of their own.
+    pub fn cut(&self, place: usize, link: Link) -> Result<(), HarnessError> {
+        self.network()?.cut(place, link)
+    }
+
+    /// Ends a cut.
+    ///
+    /// # Errors
+    /// When its nodes have no machines of their own.
+    pub fn heal(&self, place: usize, link: Link) -> Result<(), HarnessError> {
+        self.network()?.heal(place, link)
+    }
+
+    fn network(&self) -> Result<&Network, HarnessError> {
+        let none = || HarnessError::Answer { what: "links of nodes".into(), answer: "they are on loopback".into() };
+        self.network.as_ref().ok_or_else(none)
     }
 
     /// Places of the nodes that run and are not frozen.

@@ -5,20 +5,28 @@
 
 mod cluster;
 pub mod http;
+mod network;
 mod node;
 mod relay;
 mod view;
 
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
 pub use cluster::{Cluster, ClusterOptions};
+pub use network::{Link, Machine, Network};
 pub use node::{Addresses, NodeProcess, Start};
 pub use relay::Relay;
 pub use view::{ClusterView, DigestView, NodeView};
 
+/// Ports for nodes: below Linux's and the IANA's range of ephemeral ones.
+const PORTS: Range<u16> = 20_000..32_000;
+/// Between the first ports of two processes with consecutive ids.
+const PORTS_A_PROCESS: u32 = 37;
 /// How often a wait looks again.
 const POLL: Duration = Duration::from_millis(20);
 
@@ -81,14 +89,25 @@ pub fn wait_for<T>(
     }
 }
 
-/// Loopback ports that nobody uses now, all different.
+/// Loopback ports that nobody uses now, all different, and below those that the kernel gives to outgoing connections: a
+/// node that is started again must find its port free.
 ///
 /// # Errors
-/// When none can be bound.
+/// When there are not so many.
 pub fn free_ports(count: usize) -> Result<Vec<u16>, HarnessError> {
-    let bind = |_| TcpListener::bind("127.0.0.1:0");
-    let sockets: Vec<TcpListener> =
-        (0..count).map(bind).collect::<Result<_, _>>().map_err(HarnessError::io("picking a port"))?;
-    let port = |socket: &TcpListener| Ok(socket.local_addr()?.port());
-    sockets.iter().map(port).collect::<Result<_, _>>().map_err(HarnessError::io("picking a port"))
+    static TAKEN: AtomicU32 = AtomicU32::new(0);
+    // Processes that test at the same time begin at different places.
+    let first = std::process::id().wrapping_mul(PORTS_A_PROCESS);
+    let mut found = Vec::new();
+    for _ in 0..PORTS.len() {
+        if found.len() == count {
+            return Ok(found);
+        }
+        let place = first.wrapping_add(TAKEN.fetch_add(1, Ordering::Relaxed)) % PORTS.len() as u32;
+        let port = PORTS.start + u16::try_from(place).unwrap_or_default();
+        if TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok() {
+            found.push(port);
+        }
+    }
+    Err(HarnessError::Answer { what: format!("{count} free ports in {PORTS:?}"), answer: format!("only {found:?}") })
 }

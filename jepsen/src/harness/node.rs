@@ -56,6 +56,8 @@ pub struct NodeProcess {
     pub data_dir: PathBuf,
     /// Environment beside the harness's own (`QUORATE_...`).
     pub env: Vec<(String, String)>,
+    /// Network namespace that it runs in, when not in this process's.
+    pub namespace: Option<String>,
     binary: PathBuf,
     log: PathBuf,
     child: Option<Child>,
@@ -71,6 +73,7 @@ impl NodeProcess {
             at,
             data_dir: dir.join(name),
             env: Vec::new(),
+            namespace: None,
             binary: binary.to_owned(),
             log: dir.join(format!("{name}.log")),
             child: None,
@@ -85,7 +88,15 @@ impl NodeProcess {
     pub fn start(&mut self, how: Start) -> Result<(), HarnessError> {
         let opening = format!("opening {}", self.log.display());
         let log = OpenOptions::new().create(true).append(true).open(&self.log).map_err(HarnessError::io(opening))?;
-        let mut command = Command::new(&self.binary);
+        let mut command = match &self.namespace {
+            // It becomes the broker: the process id is the broker's.
+            Some(namespace) => {
+                let mut command = Command::new("ip");
+                command.args(["netns", "exec", namespace]).arg(&self.binary);
+                command
+            }
+            None => Command::new(&self.binary),
+        };
         command.arg("server").args(["--name", &self.name]).arg("--data-dir").arg(&self.data_dir);
         command.args(["--mqtt", &self.at.mqtt.to_string(), "--peer", &self.at.peer.to_string()]);
         command.args(["--admin", &self.at.admin.to_string()]);
