@@ -1,10 +1,11 @@
 //! Forwarding to the leader: a node that cannot carry out a request itself asks the leader's
-//! administration and relays the answer, once. A request that was forwarded is never forwarded again.
+//! administration and relays the answer. A request that was forwarded is never forwarded again; a leader that has
+//! handed over meanwhile (as one that is to be removed does first) says who leads now, and is believed a few times.
 
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
-use axum::http::{HeaderMap, Method, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Response, StatusCode, header};
 use axum::response::IntoResponse;
 
 use crate::cluster::LeaderAddress;
@@ -12,6 +13,11 @@ use crate::problem::Problem;
 
 /// Marks a request that a node forwarded; its value is that node's id.
 pub const FORWARDED: &str = "quorate-forwarded-by";
+/// In a refusal because leadership moved: the id of the leader now, and where its administration is.
+const LEADER_ID: &str = "quorate-leader";
+const LEADER_ADMIN: &str = "quorate-leader-admin";
+/// Leaders that are asked, one after the other.
+const LEADERS_MAX: usize = 3;
 /// Largest answer of the leader that is relayed.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
@@ -61,13 +67,20 @@ impl Forwarder {
     /// Asks `leader` and relays its answer.
     pub async fn forward(&self, leader: &LeaderAddress, request: Forwardable) -> Response<Body> {
         if request.was_forwarded {
-            return Problem::unavailable(
-                "leader-moved",
-                "Leadership moved meanwhile",
-                format!("this node was taken for the leader, but node {} at {} is; retry", leader.id, leader.admin),
-            )
-            .into_response();
+            return moved(leader);
         }
+        let mut leader = leader.clone();
+        for _ in 1..LEADERS_MAX {
+            let answer = self.relay(&leader, request.clone()).await;
+            match leader_now(&answer) {
+                Some(now) => leader = now,
+                None => return answer,
+            }
+        }
+        self.relay(&leader, request).await
+    }
+
+    async fn relay(&self, leader: &LeaderAddress, request: Forwardable) -> Response<Body> {
         match self.ask(leader, request).await {
             Ok(response) => response,
             Err(error) => {
@@ -95,7 +108,8 @@ impl Forwarder {
             .send()
             .await?;
         let status = StatusCode::from_u16(answer.status().as_u16()).unwrap_or(StatusCode::BAD_GATEWAY);
-        let kind = answer.headers().get(header::CONTENT_TYPE).cloned();
+        let kept = [header::CONTENT_TYPE, HeaderName::from_static(LEADER_ID), HeaderName::from_static(LEADER_ADMIN)];
+        let kept = kept.map(|name| (answer.headers().get(&name).cloned(), name));
         let mut body = Vec::new();
         while let Some(chunk) = answer.chunk().await? {
             if body.len() + chunk.len() > ANSWER_BYTES_MAX {
@@ -106,9 +120,28 @@ impl Forwarder {
             body.extend_from_slice(&chunk);
         }
         let mut response = (status, body).into_response();
-        if let Some(kind) = kind {
-            response.headers_mut().insert(header::CONTENT_TYPE, kind);
+        for (value, name) in kept {
+            if let Some(value) = value {
+                response.headers_mut().insert(name, value);
+            }
         }
         Ok(response)
     }
+}
+
+/// This node was taken for the leader.
+fn moved(leader: &LeaderAddress) -> Response<Body> {
+    let detail = format!("this node was taken for the leader, but node {} at {} is; retry", leader.id, leader.admin);
+    let mut response = Problem::unavailable("leader-moved", "Leadership moved meanwhile", detail).into_response();
+    if let Ok(admin) = HeaderValue::from_str(&leader.admin) {
+        response.headers_mut().insert(LEADER_ID, HeaderValue::from(leader.id));
+        response.headers_mut().insert(LEADER_ADMIN, admin);
+    }
+    response
+}
+
+/// Who leads now, when an answer says that leadership moved.
+fn leader_now(answer: &Response<Body>) -> Option<LeaderAddress> {
+    let text = |name| answer.headers().get(name)?.to_str().ok();
+    Some(LeaderAddress { id: text(LEADER_ID)?.parse().ok()?, admin: text(LEADER_ADMIN)?.to_owned() })
 }

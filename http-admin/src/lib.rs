@@ -11,6 +11,7 @@ mod metrics;
 mod problem;
 mod routes;
 mod server;
+mod stages;
 #[cfg(test)]
 mod testkit;
 #[cfg(test)]
@@ -26,3 +27,4 @@ pub use metrics::{Metrics, MqttSample, MqttSource};
 pub use problem::{PROBLEM_JSON, Problem};
 pub use routes::{Limits, router};
 pub use server::AdminServer;
+pub use stages::{LogSample, Stages, StagesSource};

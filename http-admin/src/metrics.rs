@@ -16,6 +16,7 @@ use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Registry, Unit};
 
 use crate::cluster::{ClusterView, Health, NodeState, Role};
+use crate::stages::{StagesCollector, StagesSource};
 
 /// A number that goes up and down.
 type Level = Gauge<i64, AtomicI64>;
@@ -58,6 +59,10 @@ pub struct MqttSample {
     pub queue_full: u64,
     /// Acknowledgements that answered nothing.
     pub unknown_acks: u64,
+    /// Deliveries that a worker which was behind got as numbers, to be read from the rows.
+    pub mailbox_degraded: u64,
+    /// Pages of queues read from the rows.
+    pub pages: u64,
     /// Times that clients waited because the log was behind.
     pub proposer_busy: u64,
     /// Acknowledgements sent before their commit. Must stay 0.
@@ -96,6 +101,12 @@ impl Collector for MqttCollector {
             ),
             ("queue_full", "Publishes refused because a queue was full", sample.queue_full),
             ("unknown_acks", "Acknowledgements that answered nothing", sample.unknown_acks),
+            (
+                "mailbox_degraded",
+                "Deliveries left to be read from the rows: a worker was behind",
+                sample.mailbox_degraded,
+            ),
+            ("pages", "Pages of queues read from the rows", sample.pages),
             ("proposer_busy", "Times that clients waited because the log was behind", sample.proposer_busy),
             ("acks_before_commit", "Acknowledgements sent before their commit: must stay 0", sample.acks_before_commit),
         ] {
@@ -147,13 +158,13 @@ impl ClusterMetrics {
         registry.register("voters", "Nodes that vote", self.voters.clone());
     }
 
-    fn set(&self, node: u64, view: &ClusterView, health: &Health) {
+    fn set(&self, view: &ClusterView, health: &Health) {
         // Gauges are i64; an index that does not fit is 29,000 years away.
         let level = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
         self.term.set(level(view.term));
         self.commit.set(level(view.commit));
         self.leader.set(level(view.leader.unwrap_or(0)));
-        self.is_leader.set(i64::from(view.leader == Some(node)));
+        self.is_leader.set(i64::from(health.is_leader));
         self.ready.set(i64::from(health.not_ready.is_none()));
         self.voters.set(level(view.nodes.iter().filter(|n| n.role != Role::Learner).count() as u64));
         self.applied.clear();
@@ -179,9 +190,10 @@ impl fmt::Debug for Metrics {
 }
 
 impl Metrics {
-    /// A registry with every metric of a node; `mqtt` says what the front end has counted.
+    /// A registry with every metric of a node; `mqtt` says what the front end has counted, `stages` what the way
+    /// through the log has.
     #[must_use]
-    pub fn new(mqtt: MqttSource) -> Self {
+    pub fn new(mqtt: MqttSource, stages: StagesSource) -> Self {
         let mut registry = Registry::with_prefix("quorate");
         registry.register("build", "Version of this node", Info::new(vec![("version", env!("CARGO_PKG_VERSION"))]));
         let started: Level = Level::default();
@@ -191,15 +203,16 @@ impl Metrics {
         let cluster = ClusterMetrics::default();
         cluster.register(&mut registry);
         registry.sub_registry_with_prefix("mqtt").register_collector(Box::new(MqttCollector(mqtt)));
+        registry.register_collector(Box::new(StagesCollector(stages)));
         Self { registry, cluster }
     }
 
-    /// The OpenMetrics text for a scrape of node `node`.
+    /// The OpenMetrics text for a scrape.
     ///
     /// # Errors
     /// When a metric does not format.
-    pub fn encode(&self, node: u64, view: &ClusterView, health: &Health) -> Result<String, fmt::Error> {
-        self.cluster.set(node, view, health);
+    pub fn encode(&self, view: &ClusterView, health: &Health) -> Result<String, fmt::Error> {
+        self.cluster.set(view, health);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &self.registry)?;
         Ok(text)

@@ -142,7 +142,7 @@ async fn leader_health<C: ClusterAdmin>(State(shared): App<C>) -> Response {
 }
 
 async fn metrics_text<C: ClusterAdmin>(State(shared): App<C>) -> Response {
-    match shared.metrics.encode(shared.cluster.node_id(), &shared.cluster.view(), &shared.cluster.health()) {
+    match shared.metrics.encode(&shared.cluster.view(), &shared.cluster.health()) {
         Ok(text) => {
             const OPEN_METRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
             ([(header::CONTENT_TYPE, OPEN_METRICS)], text).into_response()

@@ -9,7 +9,7 @@ use crate::cluster::{
     AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, NodeState, NodeView,
     Role, Transferred,
 };
-use crate::{AdminServer, Forwarder, Limits, Metrics, MqttSample, router};
+use crate::{AdminServer, Forwarder, Limits, LogSample, Metrics, MqttSample, Stages, router};
 
 /// A view with these voters (the first leads) and learners, all up.
 pub(crate) fn view(voters: &[u64], learners: &[u64]) -> ClusterView {
@@ -112,10 +112,15 @@ fn sample() -> MqttSample {
     MqttSample { connections: 7, received: [1, 2, 3], closed: vec![(0x8e, 4)], ..MqttSample::default() }
 }
 
+fn stages() -> Stages {
+    let log = LogSample { sync_buckets: vec![(0.001, 4), (f64::INFINITY, 5)], ..LogSample::default() };
+    Stages { batches_in_flight: 3, proposals: vec![("gaps", "Gaps.", 2)], log, ..Stages::default() }
+}
+
 /// The routes over `fake`.
 pub(crate) fn routes(fake: &Fake) -> Router {
     let forwarder = Forwarder::new(fake.node, Duration::from_secs(5)).unwrap();
-    router(fake.clone(), forwarder, Arc::new(Metrics::new(Arc::new(sample))), LIMITS)
+    router(fake.clone(), forwarder, Arc::new(Metrics::new(Arc::new(sample), Arc::new(stages))), LIMITS)
 }
 
 /// The routes over `fake` on a port of their own.

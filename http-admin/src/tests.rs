@@ -118,6 +118,19 @@ async fn a_forwarded_request_is_not_forwarded_again() {
 }
 
 #[tokio::test]
+async fn a_leader_that_hands_over_first_is_followed_to_the_next() {
+    let next = Fake::leader();
+    let next_server = serve(&next).await;
+    let address = |server: &crate::AdminServer, id| LeaderAddress { id, admin: server.address().to_string() };
+    // The former leader says who leads now; the node that was asked goes there.
+    let former_server = serve(&Fake::follower_of(address(&next_server, 3))).await;
+    let asked_server = serve(&Fake::follower_of(address(&former_server, 1))).await;
+    let (status, _, json) = ask(&asked_server, Method::DELETE, "/api/v1/cluster/nodes/1", "").await;
+    assert_eq!(status, StatusCode::OK, "{json}");
+    assert_eq!(next.asked(), ["remove 1"]);
+}
+
+#[tokio::test]
 async fn a_request_that_hangs_is_answered_and_health_stays_reachable() {
     let fake = Fake { answer: Answer::Hang, ..Fake::leader() };
     let server = serve(&fake).await;
@@ -151,6 +164,10 @@ async fn metrics_and_the_page_are_served() {
         "quorate_mqtt_received_messages_total{qos=\"2\"} 3",
         "quorate_mqtt_closed_connections_total{reason=\"0x8e\"} 4",
         "quorate_mqtt_acks_before_commit_total 0",
+        "quorate_proposals_batches_in_flight 3",
+        "quorate_proposals_gaps_total 2",
+        "quorate_log_sync_seconds_count 9",
+        "quorate_log_sync_seconds_bucket{le=\"+Inf\"} 9",
         "# EOF",
     ] {
         assert!(text.contains(line), "{line} is not in {text}");

@@ -7,11 +7,12 @@ mod testkit;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use quorate_jepsen::harness::{Addresses, NodeProcess, Start, free_ports};
+use quorate_jepsen::harness::{Addresses, NodeProcess, Start, free_ports, http};
 use quorate_jepsen::wire::{AckKind, Packet, Version};
 use tempfile::TempDir;
 use testkit::raw::{self, Raw};
 use testkit::{RECOVERY, SOON, nodes, three_nodes};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 /// Exit status of a refusal.
 const REFUSED: i32 = 1;
@@ -58,10 +59,11 @@ fn an_unknown_key_is_an_error_that_names_it() {
 fn a_port_that_is_in_use_is_named() {
     let dir = TempDir::new().unwrap();
     let mut node = lone_node(&dir);
-    let taken = std::net::TcpListener::bind(node.at.mqtt).unwrap();
-    let port = node.at.mqtt.port().to_string();
-    assert_refuses(&mut node, Start::Bootstrap, &["in use", &port]);
-    drop(taken);
+    for address in [node.at.mqtt, node.at.peer, node.at.admin] {
+        let taken = std::net::TcpListener::bind(address).unwrap();
+        assert_refuses(&mut node, Start::Bootstrap, &["in use", &address.port().to_string()]);
+        drop(taken);
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -150,6 +152,43 @@ fn a_directory_that_cannot_be_written_is_named() {
     std::fs::write(&node.data_dir, "in the way").unwrap();
     let name = node.data_dir.file_name().unwrap().to_str().unwrap().to_owned();
     assert_refuses(&mut node, Start::Bootstrap, &[&name]);
+    // Nor here.
+    node.data_dir = PathBuf::from("/proc/quorate-data");
+    assert_refuses(&mut node, Start::Bootstrap, &["/proc/quorate-data"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_damaged_file_of_the_state_is_refused_by_name() {
+    let mut system = nodes(1, &[]);
+    let mut client = system.connect(0, Version::V5, "damaged").await;
+    client.subscribe("x/#", 1).await;
+    let status = system.cluster.nodes[0].terminate(RECOVERY).unwrap();
+    assert!(status.success(), "{status:?}");
+    let is_table = |path: &PathBuf| path.extension().is_some_and(|e| e == "sst");
+    let tables = std::fs::read_dir(system.cluster.nodes[0].data_dir.join("rows/1")).unwrap();
+    let table = tables.map(|entry| entry.unwrap().path()).find(is_table).expect("the rows were flushed");
+    let mut bytes = std::fs::read(&table).unwrap();
+    bytes[20] ^= 0x10;
+    std::fs::write(&table, &bytes).unwrap();
+    let name = table.file_name().unwrap().to_str().unwrap();
+    assert_refuses(&mut system.cluster.nodes[0], Start::Again, &[name]);
+    bytes[20] ^= 0x10;
+    std::fs::write(&table, &bytes).unwrap();
+    system.restart(0);
+    system.wait_whole();
+    system.resume(0, Version::V5, "damaged").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_that_means_another_cluster_is_refused_and_leaves_no_trace() {
+    let mut system = nodes(1, &[]);
+    let join = r#"{"token": "ab", "mqtt": "h:1", "peer": "h:2", "admin": "h:3", "cluster_id": "another"}"#;
+    let answer = http::request(system.admin(0), "POST", "/api/v1/cluster/nodes", Some(join)).unwrap();
+    assert_eq!(answer.status, 409, "{answer:?}");
+    let mine = system.cluster.wait_voters(1, SOON).unwrap().cluster_id;
+    assert!(answer.body.contains("/problems/wrong-cluster") && answer.body.contains(&mine), "{answer:?}");
+    assert!(answer.body.contains("another"), "{answer:?}");
+    assert_eq!(system.cluster.wait_voters(1, SOON).unwrap().nodes.len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -174,7 +213,11 @@ async fn a_malformed_packet_ends_its_connection_with_a_reason_and_nothing_else()
         client.send(|out, _| out.extend_from_slice(&[0x36, 6, 0, 1, b'a', 0, 1, 0])).await;
         assert_eq!(client.expect_end().await, None);
     }
-    // No CONNECT at all, twice a CONNECT.
+    // No CONNECT at all: no answer either [MQTT-3.1.0-1]. Twice a CONNECT.
+    let mut stranger = tokio::net::TcpStream::connect(system.mqtt(1)).await.unwrap();
+    stranger.write_all(&[0xc0, 0]).await.unwrap();
+    let mut answer = Vec::new();
+    tokio::time::timeout(SOON, stranger.read_to_end(&mut answer)).await.unwrap().unwrap();
     let mut twice = system.connect(1, Version::V5, "twice").await;
     twice.send(|out, version| quorate_jepsen::wire::encode::connect(out, version, &raw::client("twice", true))).await;
     assert_eq!(twice.expect_end().await, Some(0x82));

@@ -6,6 +6,7 @@ mod testkit;
 
 use std::time::Duration;
 
+use quorate_jepsen::harness::http;
 use quorate_jepsen::wire::{AckKind, Publish, Version};
 use testkit::raw::{self, Raw, Will, publish};
 use testkit::three_nodes;
@@ -110,7 +111,7 @@ async fn wills_of_a_node_that_died_are_published_once() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
-async fn wills_are_published_once_after_the_whole_cluster_lost_power() {
+async fn wills_are_published_once_after_all_nodes_died_at_once() {
     let mut system = three_nodes();
     let mut watcher = system.connect(1, Version::V5, "watcher").await;
     watcher.subscribe("wills/#", 2).await;
@@ -129,5 +130,37 @@ async fn wills_are_published_once_after_the_whole_cluster_lost_power() {
     assert_eq!(will.payload, b"powerless");
     watcher.settle(&will).await;
     watcher.expect_silence(Duration::from_secs(5)).await;
+    system.assert_same_digest();
+}
+
+/// Time passes in the log only: with nobody else there, the leader has to let it pass.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_delayed_will_and_the_end_of_a_session_fall_due_on_an_idle_cluster() {
+    let mut system = three_nodes();
+    let mut watcher = system.connect(2, Version::V5, "watcher").await;
+    watcher.subscribe("wills/#", 2).await;
+    let brief = raw::Connect { expiry_s: 1, ..raw::client("brief", true) };
+    drop(Raw::connect(system.mqtt(0), Version::V5, &with_will("late", 1)).await);
+    drop(Raw::connect(system.mqtt(0), Version::V5, &brief).await);
+    watcher.receive_through("late", false).await;
+
+    // Also by another leader than the one that saw it begin.
+    drop(Raw::connect(system.mqtt(2), Version::V5, &with_will("later", 4)).await);
+    let leader = system.leader();
+    if leader != 2 {
+        system.kill(leader);
+    } else {
+        let to = format!("{{\"to\":{}}}", system.id(0));
+        let moved = http::request(system.admin(2), "POST", "/api/v1/cluster/leader", Some(&to)).unwrap();
+        assert_eq!(moved.status, 200, "{moved:?}");
+    }
+    watcher.receive_through("later", false).await;
+    let (client, is_present) = Raw::connect(system.mqtt(2), Version::V5, &raw::client("brief", false)).await;
+    assert!(!is_present, "its Session Expiry Interval has passed");
+    drop(client);
+    if leader != 2 {
+        system.restart(leader);
+        system.wait_whole();
+    }
     system.assert_same_digest();
 }

@@ -13,7 +13,7 @@ use quorate_jepsen::wire::{AckKind, Packet, Version};
 use testkit::load::Load;
 use testkit::publisher::PublisherPlan;
 use testkit::raw::{self, Raw, publish};
-use testkit::{RECOVERY, SOON, environment, eventually, nodes, three_nodes};
+use testkit::{RECOVERY, SHORT_LOG, SOON, environment, eventually, nodes, three_nodes};
 
 const WINDOW: usize = 10;
 const SERVED: usize = 200;
@@ -99,8 +99,7 @@ async fn a_connect_stuck_on_a_node_without_quorum_never_undoes_a_later_one() {
     system.freeze(second);
     system.freeze(third);
     let asked = Raw::send_connect(system.mqtt(stuck), Version::V5, &raw::client("wanderer", false)).await;
-    // The node has taken the CONNECT when it answers another connection that came after it.
-    drop(quorate_jepsen::harness::http::get(system.admin(stuck), "/health/live"));
+    system.wait_uncommitted(stuck, 1).await;
     system.freeze(stuck);
     drop(asked);
     system.thaw(second);
@@ -128,7 +127,7 @@ async fn a_connect_of_a_short_pause_never_undoes_a_later_one() {
     system.freeze(second);
     system.freeze(third);
     let asked = Raw::send_connect(system.mqtt(stuck), Version::V5, &raw::client("wanderer", false)).await;
-    drop(quorate_jepsen::harness::http::get(system.admin(stuck), "/health/live"));
+    system.wait_uncommitted(stuck, 1).await;
     // The client gives up while the node can see it.
     drop(asked);
     system.thaw(second);
@@ -161,7 +160,7 @@ async fn eventually_resumed(system: &testkit::System, place: usize) -> Raw {
 /// acknowledgements for, a snapshot is installed on it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn a_snapshot_installed_on_a_running_node_that_owes_acknowledgements_answers_for_none_of_them() {
-    let mut system = nodes(3, &[("snapshot_log_bytes", "1048576")]);
+    let mut system = nodes(3, &SHORT_LOG);
     let place = system.follower();
     let mut load = Load::start(&system, 1, WINDOW).await;
     for number in 100..103 {
@@ -188,6 +187,7 @@ async fn a_snapshot_installed_on_a_running_node_that_owes_acknowledgements_answe
     let history = load.finish().await;
     system.assert_clean(&history);
     system.assert_same_digest();
+    assert!(system.snapshots_installed(place) > 0, "it caught up without a snapshot");
 }
 
 /// Every value that changes an outcome is replicated: a node with another configuration file computes the same rows.

@@ -11,7 +11,7 @@ use std::time::Duration;
 use quorate_jepsen::wire::property::{self, Property, Value};
 use quorate_jepsen::wire::{AckKind, Packet, Publish, Version};
 use testkit::raw::{self, Raw, publish};
-use testkit::{System, nodes, three_nodes};
+use testkit::{SOON, System, eventually, nodes, three_nodes};
 
 fn limited(id: &str, clean: bool, receive_maximum: u16) -> raw::Connect {
     raw::Connect { receive_maximum, ..raw::client(id, clean) }
@@ -107,6 +107,32 @@ async fn a_session_resumed_with_a_smaller_receive_maximum_gets_its_pubrels_first
         }
     }
     assert_eq!(got, (3..15).collect::<Vec<_>>());
+    system.assert_same_digest();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_living_node_did_not_send_comes_without_dup_though_the_window_had_room() {
+    let mut system = three_nodes();
+    let (mut client, _) = Raw::connect(system.mqtt(0), Version::V5, &limited("roomy", true, 10)).await;
+    client.subscribe("roomy/#", 1).await;
+    publish_numbers(&system, 2, "roomy/x", 1, 0..3).await;
+    for wanted in 0..3 {
+        assert_eq!(number(&client.expect_publish().await), wanted);
+    }
+    drop(client);
+    // What the node said of the end is committed before what it says afterwards.
+    let gone = || (system.metric(0, "quorate_mqtt_connections") == 0).then_some(());
+    eventually("the connection is over", SOON, gone).await;
+    publish_numbers(&system, 0, "elsewhere", 1, 0..1).await;
+    publish_numbers(&system, 2, "roomy/x", 1, 3..7).await;
+    let (mut client, is_present) = Raw::connect(system.mqtt(1), Version::V5, &limited("roomy", false, 100)).await;
+    assert!(is_present);
+    for wanted in 0..7 {
+        let p = client.expect_publish().await;
+        assert_eq!((number(&p), p.dup), (wanted, wanted < 3));
+        client.ack(AckKind::Puback, p.id).await;
+    }
+    client.expect_nothing().await;
     system.assert_same_digest();
 }
 

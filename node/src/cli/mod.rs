@@ -200,6 +200,23 @@ mod tests {
         }
     }
 
+    /// The commands that the documents show, as a visitor would type them.
+    #[test]
+    fn the_commands_in_the_documents_are_understood() {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        let mut seen = 0;
+        for document in ["README.md", "docs/OPERATIONS.md", "examples/README.md"] {
+            let text = std::fs::read_to_string(root.join(document)).unwrap();
+            for line in text.lines().filter(|line| line.starts_with("quorate ") && !line.contains(['|', '…'])) {
+                let command = line.split(" #").next().unwrap_or_default();
+                let words = command.split_whitespace().map(|word| word.trim_matches('\''));
+                assert!(Cli::try_parse_from(words).is_ok(), "{document}: {line}");
+                seen += 1;
+            }
+        }
+        assert!(seen > 5, "{seen} commands found");
+    }
+
     #[test]
     fn unknown_flags_are_usage_errors() {
         let error = Cli::try_parse_from(["quorate", "server", "--data-dri", "/d"]).unwrap_err();

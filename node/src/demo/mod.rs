@@ -34,7 +34,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(60);
 /// Clients are served again by then, or never.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long to look for a moment at which every phase has something in it.
-const POPULATED_TIMEOUT: Duration = Duration::from_secs(10);
+const POPULATED_TIMEOUT: Duration = Duration::from_secs(30);
 /// Load before, between and after the kills.
 const STEADY: Duration = Duration::from_secs(3);
 /// After the last expected delivery: time for one too many to show itself.
@@ -69,10 +69,15 @@ pub async fn run(args: DemoArgs) -> Result<(), Failure> {
         Failure::new(format!("cannot make a temporary folder: {error}\n  name another place with TMPDIR"))
     })?;
     let mut nodes = prepare(&args, dir.path())?;
+    let progress = Progress::new();
     let result = tokio::select! {
-        result = perform(&args, &mut nodes, dir.path()) => result,
+        result = perform(&args, &mut nodes, dir.path(), &progress) => result,
         _ = tokio::signal::ctrl_c() => Err(Failure::new("interrupted before the verdict")),
     };
+    progress.finish();
+    if result.is_ok() && !args.once {
+        stay_up(&nodes, &progress).await;
+    }
     for node in &mut nodes {
         node.ask_to_stop();
     }
@@ -97,38 +102,44 @@ fn prepare(args: &DemoArgs, dir: &Path) -> Result<Vec<Node>, Failure> {
     Ok(nodes)
 }
 
-async fn perform(args: &DemoArgs, nodes: &mut [Node], dir: &Path) -> Result<(), Failure> {
-    let progress = Progress::new();
+async fn perform(args: &DemoArgs, nodes: &mut [Node], dir: &Path, progress: &Progress) -> Result<(), Failure> {
     progress.print("Quorate: three nodes on this machine, each acknowledged message fsynced on two of them");
     for node in nodes.iter() {
         progress.print(&format!("  node {}   MQTT mqtt://{}   admin {}/", node.number, node.mqtt(), node.admin()));
     }
     progress.print(&format!("  data and logs in {}", dir.display()));
-    start_cluster(nodes, &progress).await?;
+    start_cluster(nodes, progress).await?;
 
     let mut load = Load::new(nodes.iter().map(Node::mqtt).collect());
-    let result = drive(args, nodes, &mut load, &progress).await;
+    let (verdict, timings, replicas_agree) = drive(args, nodes, &mut load, progress).await?;
     progress.finish();
-    let (verdict, timings, replicas_agree) = result?;
     let subscribers = load.clients.iter().filter(|client| client.publishes.is_none()).count();
     progress.print(&verdict_table(&verdict, subscribers, &timings, replicas_agree));
     if !verdict.is_good() || replicas_agree == Some(false) {
         return Err(Failure::new("a promise was broken: see the table"));
     }
-    progress.print("Every promise kept: nothing acknowledged was lost, QoS 2 came exactly once, order held.");
-    if args.once {
-        return Ok(());
+    // What was not seen is not proved.
+    if verdict.at_least_once.acknowledged == 0 || verdict.exactly_once.acknowledged == 0 {
+        return Err(Failure::new("nothing is proved: no message was acknowledged"));
     }
+    if replicas_agree.is_none() {
+        return Err(Failure::new("nothing is proved: the nodes' rows could not be compared at one applied index"));
+    }
+    progress.print("Every promise kept: nothing acknowledged was lost, QoS 2 came exactly once, order held.");
     load.forget_sessions().await;
+    Ok(())
+}
+
+/// Leaves the cluster to the visitor until Ctrl-C.
+async fn stay_up(nodes: &[Node], progress: &Progress) {
     let (mqtt, admin) = nodes.first().map(|node| (node.mqtt(), node.admin().to_owned())).unwrap_or_default();
     progress.print(&format!(
         "\nThe cluster stays up until Ctrl-C. Try\n  quorate sub --url mqtt://{mqtt} -t 'hello/#' -q 2 -v\n  \
          quorate pub --url mqtt://{mqtt} -t hello/world -m hi -q 2\n  quorate cluster status --admin {admin}"
     ));
-    // Who presses Ctrl-C now has seen the verdict: that is no failure.
+    // Without a handler for it, Ctrl-C ends the process anyway.
     let _ = tokio::signal::ctrl_c().await;
     progress.print("stopping");
-    Ok(())
 }
 
 /// Starts the first node, then the others, and waits for three voters.
@@ -146,8 +157,9 @@ async fn start_cluster(nodes: &mut [Node], progress: &Progress) -> Result<(), Fa
     Ok(())
 }
 
-/// The leader's number, once every node is ready and sees three voters that are up.
-async fn all_ready(nodes: &[Node]) -> Option<u64> {
+/// The leader's number here (its id may be another: they are given in the order of joining), once every node is ready
+/// and sees three voters that are up.
+async fn all_ready(nodes: &[Node]) -> Option<usize> {
     let mut leader = None;
     for node in nodes {
         if !node.is_ready().await {
@@ -158,9 +170,9 @@ async fn all_ready(nodes: &[Node]) -> Option<u64> {
         if members.count() != usize::from(NODES) {
             return None;
         }
-        leader = view.leader;
+        leader = view.leader.and_then(|id| view.node(id)).map(|member| member.name.clone());
     }
-    leader
+    nodes.iter().find(|node| Some(node.name()) == leader).map(|node| node.number)
 }
 
 /// The play: load, first kill, second kill, rest, judgement.
@@ -205,8 +217,8 @@ async fn kill_leader(
     timings: &mut Timings,
 ) -> Result<(), Failure> {
     let leader = wait_for(nodes, RECOVERY_TIMEOUT, "there is a leader", all_ready).await?;
-    let victim = usize::try_from(leader).unwrap_or_default().saturating_sub(1);
-    let phases = populated(load, Some(victim)).await;
+    let victim = leader.saturating_sub(1);
+    let phases = populated(load, Some(victim)).await?;
     let pid = nodes.get(victim).and_then(Node::pid).unwrap_or_default();
     let Some(node) = nodes.get_mut(victim) else {
         return Err(Failure::new(format!("node {leader} is not one of the demo's")));
@@ -236,7 +248,7 @@ async fn kill_leader(
 
 /// Kills all nodes at once and restarts them.
 async fn kill_all(nodes: &mut [Node], load: &Load, progress: &Progress, timings: &mut Timings) -> Result<(), Failure> {
-    let phases = populated(load, None).await;
+    let phases = populated(load, None).await?;
     let killed = Instant::now();
     for node in nodes.iter_mut() {
         node.kill()?;
@@ -319,12 +331,20 @@ fn phases(load: &Load, node: Option<usize>) -> Phases {
 }
 
 /// Waits for a moment at which every phase has something in it; answers with what is in flight then.
-async fn populated(load: &Load, node: Option<usize>) -> Phases {
+async fn populated(load: &Load, node: Option<usize>) -> Result<Phases, Failure> {
     let deadline = Instant::now() + POPULATED_TIMEOUT;
     loop {
         let phases = phases(load, node);
-        if is_populated(&phases) || Instant::now() > deadline {
-            return phases;
+        if is_populated(&phases) {
+            return Ok(phases);
+        }
+        if Instant::now() > deadline {
+            return Err(Failure::new(format!(
+                "nothing is proved by this kill: at no moment of {} s was every phase of an exchange in flight; try a \
+                 higher --rate\n{}",
+                POPULATED_TIMEOUT.as_secs(),
+                phases_text(&phases)
+            )));
         }
         sleep(POLL).await;
     }

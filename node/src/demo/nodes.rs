@@ -93,6 +93,12 @@ impl Node {
         })
     }
 
+    /// Its name in the cluster.
+    #[must_use]
+    pub fn name(&self) -> String {
+        format!("node{}", self.number)
+    }
+
     /// `host:port` for MQTT clients.
     #[must_use]
     pub fn mqtt(&self) -> String {
@@ -123,7 +129,7 @@ impl Node {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.map_err(|error| failed(&self.log.to_string_lossy(), error))?;
         let mut command = Command::new(&binary);
-        command.args(["server", "--exit-with-parent", "--name", &format!("node{}", self.number)]);
+        command.args(["server", "--exit-with-parent", "--name", &self.name()]);
         command.arg("--data-dir").arg(&self.dir);
         for (flag, port) in [("--mqtt", self.ports.mqtt), ("--peer", self.ports.peer), ("--admin", self.ports.admin)] {
             command.arg(flag).arg(format!("127.0.0.1:{port}"));

@@ -5,12 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quorate_http_admin::{
-    AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, MqttSample, NodeState,
-    NodeView, Role, Transferred,
+    AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, LogSample, MqttSample,
+    NodeState, NodeView, Role, Stages, Transferred,
 };
-use quorate_raft::{Cluster, ClusterStatus, JoinError, MembershipError, NodeRole};
+use quorate_raft::{Cluster, ClusterStatus, JoinError, MembershipError, NodeRole, NodeStatus};
 use quorate_store::command::NodeInfo;
 use quorate_store::ids::NodeId;
+use quorate_store::log::SYNC_US_BOUNDS;
 
 use crate::mqtt::stats::StatsSnapshot;
 
@@ -84,7 +85,8 @@ fn view(status: &ClusterStatus) -> ClusterView {
     });
     ClusterView {
         cluster_id: status.cluster.to_string(),
-        leader: status.leader.map(|leader| leader.0),
+        // Whom no majority backs does not lead, whatever it or this node still believes.
+        leader: status.leader.filter(|_| status.has_quorum).map(|leader| leader.0),
         term: status.term,
         commit: status.commit,
         nodes: nodes.collect(),
@@ -111,7 +113,9 @@ impl ClusterAdmin for NodeAdmin {
         } else {
             None
         };
-        Health { not_ready: not_ready.map(str::to_owned), is_leader: self.cluster.leader().borrow().is_self }
+        // One that lost its majority takes itself for the leader until it hears of another.
+        let is_leader = self.cluster.leader().borrow().is_self && status.has_quorum;
+        Health { not_ready: not_ready.map(str::to_owned), is_leader }
     }
 
     async fn join(&self, request: JoinRequest) -> Result<Joined, AdminError> {
@@ -150,6 +154,10 @@ impl ClusterAdmin for NodeAdmin {
     }
 
     async fn transfer(&self, to: Option<u64>) -> Result<Transferred, AdminError> {
+        let is_heir = |n: &NodeStatus| Some(n.id.0) == to && n.role == NodeRole::Learner;
+        if self.status().nodes.iter().any(is_heir) {
+            return Err(AdminError::Conflict("a learner cannot lead: promote it first".to_owned()));
+        }
         self.cluster.transfer(to.map(NodeId)).await.map_err(|error| self.error(error))?;
         let leader = self.cluster.leader().borrow().leader;
         match leader {
@@ -183,7 +191,29 @@ pub(crate) fn sample(stats: &StatsSnapshot) -> MqttSample {
         transient_overflows: stats.transient_overflows,
         queue_full: stats.queue_full,
         unknown_acks: stats.unknown_acks,
+        mailbox_degraded: stats.mailbox_degraded,
+        pages: stats.pages,
         proposer_busy: stats.busy,
         acks_before_commit: stats.acks_before_commit,
+    }
+}
+
+/// The way through the log in the shape of the metrics.
+pub(crate) fn stages(cluster: &Cluster) -> Stages {
+    let (waiting, in_flight) = cluster.proposer().depth();
+    let log = cluster.log_stats();
+    let seconds = |us: u64| Duration::from_micros(us).as_secs_f64();
+    let bounds = SYNC_US_BOUNDS.iter().map(|us| seconds(*us)).chain([f64::INFINITY]);
+    Stages {
+        waiting_commands: waiting as u64,
+        batches_in_flight: in_flight as u64,
+        proposals: cluster.stream_stats().snapshot(),
+        log: LogSample {
+            sync_buckets: bounds.zip(log.sync_us_buckets.iter().map(|count| count.load(Ordering::Relaxed))).collect(),
+            sync_seconds: seconds(log.sync_us_sum.load(Ordering::Relaxed)),
+            records: log.records.load(Ordering::Relaxed),
+            record_bytes: log.record_bytes.load(Ordering::Relaxed),
+            waits: log.waits.load(Ordering::Relaxed),
+        },
     }
 }

@@ -18,6 +18,7 @@ pub(crate) fn timings(config: &Config) -> Timings {
         election_max: Duration::from_millis(config.election_ms_max),
         node_timeout: Duration::from_millis(config.node_timeout_ms),
         quorum_grace: Duration::from_millis(config.quorum_grace_ms),
+        cold_start_jump_max: Duration::from_secs(config.cold_start_jump_s_max),
     }
 }
 
@@ -77,6 +78,7 @@ pub(crate) fn mqtt(config: &Config) -> MqttOptions {
         receive_maximum: config.receive_maximum,
         inflight_max: config.inflight_max,
         topic_alias_max: config.topic_alias_max,
+        subscribe_filters_max: config.subscribe_filters_max,
         keep_alive_s_max: config.keep_alive_s_max,
         connect_timeout: Duration::from_millis(config.connect_timeout_ms),
         connect_deadline: Duration::from_millis(config.connect_deadline_ms),

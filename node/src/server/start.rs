@@ -13,7 +13,7 @@ use quorate_store::command::{Command, NodeInfo, QueueFullPolicy, Setting};
 use quorate_store::ids::NodeId;
 use tokio::net::TcpListener;
 
-use super::admin::{NodeAdmin, sample};
+use super::admin::{NodeAdmin, sample, stages};
 use super::admission::{Joiner, check_cluster, join};
 use super::options;
 use super::stop::StopSignal;
@@ -26,6 +26,10 @@ use crate::mqtt::{MqttFront, MqttServer};
 const QUEUE_BYTES_LEAST: u64 = 1 << 30;
 /// Handing leadership over takes this long at most; the others elect a leader anyway.
 const TRANSFER_TIMEOUT: Duration = Duration::from_secs(3);
+/// What was proposed is committed by then, or the cluster has other troubles.
+const SETTLE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Between two looks at it.
+const SETTLE_POLL: Duration = Duration::from_millis(5);
 /// Marks a new cluster whose settings are not committed yet.
 const SETTINGS_PENDING: &str = "settings.pending";
 /// Between two attempts to commit the settings of a new cluster.
@@ -57,7 +61,11 @@ pub(crate) async fn run(mut config: Config, mut stop_signal: StopSignal) -> Resu
         on_fatal: FatalHook(Arc::new(fatal)),
         ..RaftOptions::new(config.data_dir.clone(), config.peer.to_string(), info.clone(), start)
     };
-    let cluster = Cluster::start(raft, front.effects()).await.map_err(|error| Failure::new(error.to_string()))?;
+    let cluster = tokio::select! {
+        cluster = Cluster::start(raft, front.effects()) => cluster.map_err(|error| Failure::new(error.to_string()))?,
+        // Nothing was promised to anybody yet: the process may end at any point of this.
+        signal = stop_signal.next() => return Err(Failure::new(format!("{signal} before the node had started"))),
+    };
     let node = cluster.node_id();
     let backend: Arc<dyn Backend> = Arc::new(crate::mqtt::cluster::ClusterBackend::new(cluster.clone()));
     let mqtt = front.start(backend, Arc::new(fatal)).map_err(|error| Failure::new(error.to_string()))?;
@@ -93,7 +101,15 @@ pub(crate) async fn run(mut config: Config, mut stop_signal: StopSignal) -> Resu
 }
 
 /// Ends the process because it cannot go on: what it would do next could not be trusted.
+///
+/// The first to say so is heard; what fails after that fails because of it.
 fn fatal(why: &str) {
+    static IS_ENDING: AtomicBool = AtomicBool::new(false);
+    if IS_ENDING.swap(true, Ordering::AcqRel) {
+        loop {
+            std::thread::park();
+        }
+    }
     tracing::error!(why, status = EXIT_FATAL, "this node cannot go on and ends now; the others do");
     std::process::exit(EXIT_FATAL.into());
 }
@@ -170,7 +186,9 @@ fn start_admin(
     let forwarder = Forwarder::new(cluster.node_id().0, limits.timeout)
         .map_err(|error| Failure::new(format!("cannot make an HTTP client for the administration: {error}")))?;
     let mqtt = Arc::downgrade(mqtt);
-    let metrics = Metrics::new(Arc::new(move || mqtt.upgrade().map(|mqtt| sample(&mqtt.stats())).unwrap_or_default()));
+    let counted = move || mqtt.upgrade().map(|mqtt| sample(&mqtt.stats())).unwrap_or_default();
+    let node = cluster.clone();
+    let metrics = Metrics::new(Arc::new(counted), Arc::new(move || stages(&node)));
     let admin = NodeAdmin::new(cluster.clone(), is_stopping.clone());
     let router = router(admin, forwarder, Arc::new(metrics), limits);
     AdminServer::start(listener, router).map_err(|error| in_use("admin", config.admin, &error))
@@ -199,12 +217,26 @@ async fn stop(config: &Config, node: NodeId, cluster: Cluster, mqtt: Arc<MqttSer
     if tokio::time::timeout(drain_timeout, mqtt.drain(elsewhere.map(Arc::from))).await.is_err() {
         tracing::warn!("not all clients were told in time; they are closed now");
     }
+    settled(&cluster).await;
     let stopped = tokio::task::spawn_blocking(move || mqtt.stop()).await;
     if let Err(error) = stopped {
         tracing::warn!(%error, "the MQTT front end did not stop cleanly");
     }
     cluster.shutdown().await;
     admin.stop().await;
+}
+
+/// Waits until what the clients' ends brought is committed: else this node is declared lost later, its sessions are
+/// taken for having been sent a whole window, and wills wait for that.
+async fn settled(cluster: &Cluster) {
+    let nothing_waits = async {
+        while cluster.proposer().depth() != (0, 0) {
+            tokio::time::sleep(SETTLE_POLL).await;
+        }
+    };
+    if tokio::time::timeout(SETTLE_TIMEOUT, nothing_waits).await.is_err() {
+        tracing::warn!("not everything was committed in time; the other nodes close what is left");
+    }
 }
 
 /// Remembers, before there is a cluster, that its settings are to be committed: a crash between the two

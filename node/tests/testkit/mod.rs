@@ -15,7 +15,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use quorate_jepsen::check::check;
-use quorate_jepsen::harness::{Cluster, ClusterOptions, HarnessError, Relay};
+use quorate_jepsen::harness::{Cluster, ClusterOptions, ClusterView, HarnessError, Link, Relay, http, wait_for};
 use quorate_jepsen::history::History;
 use quorate_jepsen::wire::Version;
 use tempfile::TempDir;
@@ -26,6 +26,9 @@ use raw::Raw;
 pub(crate) const SOON: Duration = Duration::from_secs(30);
 /// Longest wait for elections, restarts, joins.
 pub(crate) const RECOVERY: Duration = Duration::from_secs(90);
+
+/// Settings under which a node that is away for seconds under load needs a snapshot.
+pub(crate) const SHORT_LOG: [(&str, &str); 2] = [("snapshot_log_bytes", "1048576"), ("log_keep_bytes", "65536")];
 
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
@@ -41,8 +44,17 @@ pub(crate) fn three_nodes() -> System {
     nodes(3, &[])
 }
 
+/// Three nodes with the defaults, each on a machine of its own, whose links can be cut.
+pub(crate) fn three_machines() -> System {
+    start(3, &[], true)
+}
+
 /// `count` nodes with these settings (`snapshot_log_bytes` for `QUORATE_SNAPSHOT_LOG_BYTES`).
 pub(crate) fn nodes(count: usize, settings: &[(&str, &str)]) -> System {
+    start(count, settings, false)
+}
+
+fn start(count: usize, settings: &[(&str, &str)], machines: bool) -> System {
     let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = TempDir::with_prefix("quorate-system-").unwrap();
     let options = ClusterOptions {
@@ -50,6 +62,7 @@ pub(crate) fn nodes(count: usize, settings: &[(&str, &str)]) -> System {
         dir: dir.path().to_owned(),
         nodes: count,
         env: environment(settings),
+        machines,
     };
     let cluster = Cluster::start(options).unwrap_or_else(|e| panic!("the cluster does not form: {e}"));
     System { cluster, dir, _turn: turn }
@@ -113,6 +126,36 @@ impl System {
         self.ok(thawed);
     }
 
+    /// Nothing comes through these links of a node any more.
+    pub(crate) fn cut(&self, place: usize, links: &[Link]) {
+        links.iter().for_each(|link| self.ok(self.cluster.cut(place, *link)));
+    }
+
+    /// Ends a cut.
+    pub(crate) fn heal(&self, place: usize, links: &[Link]) {
+        links.iter().for_each(|link| self.ok(self.cluster.heal(place, *link)));
+    }
+
+    /// Waits until the nodes at `places` agree on a leader among them, and the others count for nothing.
+    pub(crate) fn wait_leader_among(&mut self, places: &[usize]) -> usize {
+        let admins: Vec<_> = places.iter().map(|place| (*place, self.admin(*place))).collect();
+        let names: Vec<_> = places.iter().map(|place| self.cluster.nodes[*place].name.clone()).collect();
+        let leader = wait_for("a leader on this side", RECOVERY, || {
+            let mut leaders = Vec::new();
+            for (_, admin) in &admins {
+                let view = ClusterView::of(*admin).map_err(|e| e.to_string())?;
+                leaders.push(view.leader_name().map(str::to_owned));
+            }
+            let first = leaders.first().cloned().flatten();
+            let place = names.iter().position(|name| Some(name) == first.as_ref());
+            match place {
+                Some(place) if leaders.iter().all(|leader| *leader == first) => Ok(places[place]),
+                _ => Err(format!("{leaders:?}")),
+            }
+        });
+        self.ok(leader)
+    }
+
     /// Waits until all nodes vote, are up, and welcome clients.
     pub(crate) fn wait_whole(&mut self) {
         let voters = self.cluster.nodes.len();
@@ -120,6 +163,25 @@ impl System {
         self.ok(whole);
         let ready = self.cluster.wait_ready(RECOVERY);
         self.ok(ready);
+    }
+
+    /// One value of a node's metrics, without labels.
+    pub(crate) fn metric(&self, place: usize, name: &str) -> u64 {
+        let answer = http::get(self.admin(place), "/metrics");
+        let text = self.ok(answer).body;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.unwrap_or_else(|| panic!("{name} is not in\n{text}")).parse().unwrap()
+    }
+
+    /// Waits until a node has taken `commands` of clients that are not committed.
+    pub(crate) async fn wait_uncommitted(&self, place: usize, commands: u64) {
+        let what = format!("{commands} commands wait for their commit");
+        eventually(&what, SOON, || {
+            let waiting = self.metric(place, "quorate_proposals_waiting_commands");
+            let in_flight = self.metric(place, "quorate_proposals_batches_in_flight");
+            (waiting + in_flight >= commands).then_some(())
+        })
+        .await;
     }
 
     /// Waits until the awake nodes take `place` for lost.
@@ -148,6 +210,11 @@ impl System {
         let verdict = check(history);
         println!("verdict: {verdict}");
         assert!(verdict.is_clean(), "{verdict}");
+    }
+
+    /// How often a node has installed a snapshot, by its log.
+    pub(crate) fn snapshots_installed(&self, place: usize) -> usize {
+        self.cluster.nodes[place].log().matches("rows installed from a snapshot").count()
     }
 
     /// A client of our own, connected to a node; a new session that outlives the connection. (On 3.1.1 a clean one
