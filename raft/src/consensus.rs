@@ -37,7 +37,7 @@ pub struct LeaderView {
     pub leader: Option<NodeId>,
     /// This node's current term.
     pub term: u64,
-    /// This node leads: [`Consensus::append`] takes proposals.
+    /// This node leads: it takes proposals.
     pub is_self: bool,
     /// Counts proposals that were enqueued here and then certainly or possibly dropped (leadership lost or
     /// being handed over, lease expired): whoever waits for one resends.

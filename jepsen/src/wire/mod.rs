@@ -1,7 +1,7 @@
 //! An MQTT 3.1.1 and 5.0 codec that shares nothing with the broker's.
 //!
 //! It is a client's half: it encodes what clients send, right or deliberately odd, and decodes what brokers send.
-//! It owns no socket and no session; [`frame`] splits a buffer, [`decode`] reads one frame, [`encode`] appends
+//! It owns no socket and no session; [`frame`] splits a buffer, [`fn@decode`] reads one frame, [`encode`] appends
 //! packets to a buffer. Hot paths (the load generator) use [`publish_of`] and [`ack_of`], which copy nothing.
 
 mod decode;

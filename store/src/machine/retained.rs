@@ -1,7 +1,7 @@
 //! Retained messages for a new subscription, as the topics stood at the SUBSCRIBE's position.
 //!
 //! Topics are looked at in order, a bounded number an entry; what is left is a replicated cursor
-//! ([`ContinuationRow::Retained`]). A value newer than the SUBSCRIBE is skipped: it was delivered live. When a
+//! ([`Cursor`]). A value newer than the SUBSCRIBE is skipped: it was delivered live. When a
 //! live message comes for a topic that the cursor has not reached, the topic's retained value goes first and
 //! a mark makes the cursor pass the topic over. Within one entry positions do not tell older from newer
 //! (what apply itself publishes counts on behind the commands): there, the mark does.

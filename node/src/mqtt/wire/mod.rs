@@ -1,7 +1,7 @@
 //! Bytes to packets and back, for one connection.
 //!
 //! Inbound: the strict check, then ntex-mqtt's codec of the connection's version, then our one packet
-//! model ([`decode`]). Outbound: bytes written straight from our packets into the write buffer ([`encode`]),
+//! model ([`decode`]). Outbound: bytes written straight from our packets into the write buffer ([`mod@encode`]),
 //! because a delivery must not be copied into the codec's types first, and because the exact length of
 //! every packet is needed before it is sent: Maximum Packet Size is ours to enforce.
 //!
