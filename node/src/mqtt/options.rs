@@ -19,6 +19,8 @@ pub(crate) const READY_ROWS_MAX: usize = 1024;
 pub(crate) const DELIVERY_OVERHEAD_BYTES: usize = 96;
 /// Clients told to go elsewhere in one step of a drain, per worker.
 pub(crate) const DRAIN_STEP_CLIENTS: usize = 64;
+/// Steps of a drain: with more clients they are larger, so that all are told in time.
+pub(crate) const DRAIN_STEPS_MAX: usize = 100;
 /// Pause between two steps of a drain.
 pub(crate) const DRAIN_STEP: Duration = Duration::from_millis(20);
 /// Connections above [`MqttOptions::connections_max`] that are kept just long enough to be told so.

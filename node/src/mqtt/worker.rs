@@ -21,7 +21,7 @@ use super::auth::Authenticator;
 use super::backend::{Backend, Quorum};
 use super::conn::Conn;
 use super::effects::{Address, Mailbox, ToWorker, What, WorkerRun};
-use super::options::{DRAIN_STEP, DRAIN_STEP_CLIENTS, MqttOptions};
+use super::options::{DRAIN_STEP, DRAIN_STEP_CLIENTS, DRAIN_STEPS_MAX, MqttOptions};
 use super::reason::Reason;
 use super::session::{CLOSE_REQUEST, Ending, Now, Output, Request, Session};
 use super::stats;
@@ -416,7 +416,9 @@ impl Worker {
         *self.draining.borrow_mut() = Some(away.clone());
         let worker = self.clone();
         ntex::rt::spawn(async move {
-            for some in worker.all().chunks(DRAIN_STEP_CLIENTS) {
+            let all = worker.all();
+            let step = DRAIN_STEP_CLIENTS.max(all.len().div_ceil(DRAIN_STEPS_MAX));
+            for some in all.chunks(step) {
                 for conn in some {
                     let ending =
                         Ending::Redirect { reason: away.reason, server_reference: away.server_reference.clone() };

@@ -257,8 +257,10 @@ impl FakeRaft {
 
     /// All of `cluster` know that `leader` leads in `term`.
     pub(crate) fn elect(cluster: &[Self], leader: u64, term: u64) {
-        for raft in cluster {
-            let is_self = raft.0.node == NodeId(leader);
+        let is_leader = |raft: &&Self| raft.0.node == NodeId(leader);
+        // It knows first: nobody is sent to one that does not lead yet.
+        for raft in cluster.iter().filter(is_leader).chain(cluster.iter().filter(|raft| !is_leader(raft))) {
+            let is_self = is_leader(&raft);
             *lock(&raft.0.acked_at) = is_self.then(Instant::now);
             raft.0.view.send_modify(|view| *view = LeaderView { leader: Some(NodeId(leader)), term, is_self, ..*view });
         }
