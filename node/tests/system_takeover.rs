@@ -5,7 +5,9 @@
 mod testkit;
 
 use quorate_jepsen::wire::{AckKind, Packet, Version};
+use testkit::load::Load;
 use testkit::raw::{self, Raw, publish};
+use testkit::subscriber::Subscriber;
 use testkit::three_nodes;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -84,6 +86,33 @@ async fn a_session_taken_over_again_and_again_gets_every_qos_2_message_once() {
     publishing.await.unwrap();
     assert_eq!(got, (0..count).collect::<Vec<_>>());
     system.assert_same_digest();
+}
+
+/// Clients that we did not write lose their sessions to somebody on another node, again and again under load, and take
+/// them back on a third.
+async fn sessions_of_rumqttc_are_taken_over_under_load(qos: u8) {
+    let mut system = three_nodes();
+    let mut load = Load::start(&system, qos, 10).await;
+    for round in 0..6_usize {
+        let victim = Subscriber::client_id((round % 3) as u32);
+        let thief = system.resume((round + 1) % 3, Version::V4, &victim).await;
+        load.wait_acknowledged(20).await;
+        drop(thief);
+        load.wait_acknowledged(20).await;
+    }
+    let history = load.finish().await;
+    system.assert_clean(&history);
+    system.assert_same_digest();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn sessions_of_rumqttc_taken_over_across_nodes_lose_nothing_at_qos_1() {
+    sessions_of_rumqttc_are_taken_over_under_load(1).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn sessions_of_rumqttc_taken_over_across_nodes_lose_and_double_nothing_at_qos_2() {
+    sessions_of_rumqttc_are_taken_over_under_load(2).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -24,6 +24,11 @@ pub(crate) struct Subscriber {
 }
 
 impl Subscriber {
+    /// Its client identifier.
+    pub(crate) fn client_id(number: u32) -> String {
+        format!("subscriber-{number}")
+    }
+
     /// Starts one and waits until it is subscribed.
     pub(crate) async fn start(system: &System, number: u32, filter: &str, qos: u8, first_node: usize) -> Self {
         let relay = system.relay(first_node);
@@ -92,7 +97,7 @@ async fn run(
     tell: watch::Sender<BTreeSet<MessageName>>,
     ready: watch::Sender<bool>,
 ) -> Vec<Delivered> {
-    let id = format!("subscriber-{number}");
+    let id = Subscriber::client_id(number);
     let (client, mut events) = AsyncClient::new(options(&id, &relay, Duration::from_secs(2)), 8);
     let mut account = Account {
         number,

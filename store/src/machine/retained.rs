@@ -114,9 +114,9 @@ impl<S: RowStore> Machine<S> {
         Ok(false)
     }
 
-    /// Before a live message goes to `direct` and to those with room for it: the retained value of its topic, to those whose cursors
-    /// still owe it. Before it replaces that value: to all (No Local keeps it from its publisher, not the old value).
-    /// All get one copy, so that it takes one position however many they are.
+    /// Before a live message goes to `direct` and to those with room for it: the retained value of its topic, to those
+    /// whose cursors still owe it. Before it replaces that value: to all (No Local keeps it from its publisher, not the
+    /// old value). All get one copy, so that it takes one position however many they are.
     pub(super) fn bring_retained_first(
         &mut self,
         direct: &[Addressed],

@@ -1,7 +1,8 @@
 //! Deadlines: what time brings, and when the leader has to tick.
 //!
-//! Every entry advances them, and then [`super::continuations`], by a bounded step. The leader appends a tick each second while there are
-//! deadlines, and ticks as fast as they are applied while there is work ([`Machine::has_continuations`]).
+//! Every entry advances them, and then [`super::continuations`], by a bounded step. The leader appends a tick each
+//! second while there are deadlines, and ticks as fast as they are applied while there is work
+//! ([`Machine::has_continuations`]).
 
 use crate::effect::EffectSink;
 use crate::ids::{QueueSeq, SessionId};
