@@ -179,7 +179,7 @@ fn check_timings(timings: &Timings) -> Result<(), StartError> {
         (quorum_grace >= node_timeout, "quorum_grace must be below node_timeout"),
         (
             quorum_grace <= PING_INTERVAL + heartbeat * 2,
-            "quorum_grace must be above a ping (500 ms) and two heartbeats",
+            "quorum_grace must be above a ping (every 200 ms) and two heartbeats",
         ),
     ];
     match rules.iter().find(|(broken, _)| *broken) {

@@ -221,6 +221,18 @@ impl Raw {
         reason
     }
 
+    /// The broker ends the connection with a DISCONNECT that sends the client to other nodes, and acknowledges nothing
+    /// before that.
+    pub(crate) async fn expect_sent_away_unanswered(&mut self) {
+        let mut packets = Vec::new();
+        while let Some(packet) = self.next_or_close().await {
+            packets.push(packet);
+        }
+        assert!(!packets.iter().any(|p| matches!(p, Packet::Ack(_))), "a minority acknowledged: {packets:?}");
+        let is_sent_away = |p: &Packet| matches!(p, Packet::Disconnect { code: 0x9c | 0x9d | 0x89, .. });
+        assert!(packets.iter().any(is_sent_away), "closed without a word: {packets:?}");
+    }
+
     /// DISCONNECT, and the end of the connection.
     pub(crate) async fn disconnect(mut self) {
         self.send(|out, version| encode::disconnect(out, version, 0, None)).await;
