@@ -6,6 +6,7 @@
 //! replica. [`rows`] and [`log`] are the two RocksDB databases under it, [`snapshot`] carries the former
 //! from node to node.
 
+pub mod access;
 pub mod codec;
 pub mod command;
 pub mod effect;
