@@ -128,6 +128,8 @@ pub struct Connect {
     pub will: Option<Will>,
     /// Refused when cluster time is beyond this: the client has long given up.
     pub deadline: ClusterTime,
+    /// The authenticated user; `None` for anonymous clients, who are all one. Idempotency keys are its own.
+    pub user: Option<String>,
 }
 
 /// A will message.
@@ -280,6 +282,10 @@ pub enum Setting {
     QueueFullPolicy(QueueFullPolicy),
     /// Largest Session Expiry Interval in seconds.
     SessionExpiryMax(u32),
+    /// How many idempotency keys are remembered, of all users together; 0 for none.
+    IdempotencyKeysMax(u64),
+    /// How long an idempotency key is remembered, in seconds; 0 for not at all.
+    IdempotencyWindow(u32),
 }
 
 /// What happens to a message for which a session's queue has no room.

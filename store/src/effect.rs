@@ -110,6 +110,13 @@ pub enum Outcome {
         /// Whether any subscription matched (else 0x10 No matching subscribers).
         matched: bool,
     },
+    /// A publish whose idempotency key is in the window: it was published then, and nothing was now.
+    Repeated {
+        /// Position of the first.
+        position: Position,
+    },
+    /// A publish that cannot be taken, whatever the state; nothing was written. With the reason code.
+    Refused(u8),
     /// A QoS 2 identifier that was recorded already: answer PUBREC again, nothing was published.
     AlreadyRecorded,
     /// PUBREL: whether the identifier was known (else 0x92 on v5).

@@ -11,6 +11,7 @@ pub mod codec;
 pub mod command;
 pub mod effect;
 pub mod files;
+pub mod idempotency;
 pub mod ids;
 pub mod log;
 pub mod machine;

@@ -13,6 +13,7 @@ use quorate_store::ids::{
     BatchSeq, ClusterTime, Epoch, Incarnation, NodeId, PacketId, Position, QoS, QueueSeq, SessionId,
 };
 use quorate_store::machine::EntryContext;
+use quorate_store::message::MessageProperties;
 use quorate_store::topic::{TopicFilter, TopicName};
 
 use testkit::commands::{filter, payload, topic};
@@ -92,24 +93,36 @@ fn connect() -> impl Strategy<Value = Command> {
                 expiry_s,
                 receive_maximum,
                 will,
+                user: (receive_maximum % 2 == 0).then(|| client.to_owned()),
                 deadline: ClusterTime(if deadline < 6 { u64::MAX } else { deadline }),
             })
         },
     )
 }
 
+/// Idempotency keys: few, empty, too long, and two at once.
+fn properties() -> impl Strategy<Value = Option<Box<MessageProperties>>> {
+    let key = prop_oneof![4 => Just("k".to_owned()), 2 => Just("l".to_owned()), 1 => Just(String::new()), 1 => Just("x".repeat(257))];
+    let keys = prop_oneof![4 => Just(0), 4 => Just(1_usize), 1 => Just(2)]
+        .prop_flat_map(move |count| prop::collection::vec(key.clone(), count));
+    keys.prop_map(|keys| {
+        let user: Vec<_> = keys.into_iter().map(|key| ("idempotency-key".to_owned(), key)).collect();
+        (!user.is_empty()).then(|| Box::new(MessageProperties { user, ..Default::default() }))
+    })
+}
+
 fn publish() -> impl Strategy<Value = Command> {
     let id = prop::option::of(packet_id());
     let expiry_s = prop::option::of(seconds());
-    (prop::option::of(from()), id, qos(), any::<bool>(), any_topic(), expiry_s, 0..3_usize).prop_map(
-        |(from, packet_id, qos, retain, topic, expiry_s, len)| {
+    (prop::option::of(from()), id, qos(), any::<bool>(), any_topic(), expiry_s, 0..3_usize, properties()).prop_map(
+        |(from, packet_id, qos, retain, topic, expiry_s, len, properties)| {
             Command::Publish(Publish {
                 from,
                 packet_id,
                 qos,
                 retain,
                 topic,
-                properties: None,
+                properties,
                 expiry_s,
                 payload: payload(&"xyz"[..len]),
             })
@@ -144,6 +157,8 @@ fn setting() -> impl Strategy<Value = Setting> {
         Just(Setting::QueueFullPolicy(QueueFullPolicy::DropOldest)),
         Just(Setting::QueueFullPolicy(QueueFullPolicy::Reject)),
         seconds().prop_map(Setting::SessionExpiryMax),
+        number().prop_map(Setting::IdempotencyKeysMax),
+        seconds().prop_map(Setting::IdempotencyWindow),
     ]
 }
 

@@ -19,7 +19,7 @@ use quorate_store::rows::key::RowKind;
 
 use testkit::Rig;
 use testkit::commands::{
-    connect, filter, options, packet_id, payload, publish, publish2, retain, subscribe, topic, will,
+    connect, filter, keyed, options, packet_id, payload, publish, publish2, retain, subscribe, topic, will,
 };
 
 fn hex(bytes: &[u8]) -> String {
@@ -94,6 +94,7 @@ fn commands() -> Vec<Command> {
             receive_maximum: 65_535,
             will: Some(bequest),
             deadline: ClusterTime(1_700_000_000_000),
+            user: Some("user".into()),
         }),
         Command::Close(Close { from: from(), drop_will: true, expiry_s: Some(0), sent_until: QueueSeq(70_000) }),
         Command::Publish(Publish {
@@ -137,6 +138,8 @@ fn commands() -> Vec<Command> {
         Command::Set(Setting::QueueFullPolicy(QueueFullPolicy::Reject)),
         Command::Set(Setting::QueueFullPolicy(QueueFullPolicy::DropOldest)),
         Command::Set(Setting::SessionExpiryMax(604_800)),
+        Command::Set(Setting::IdempotencyKeysMax(1_000_000)),
+        Command::Set(Setting::IdempotencyWindow(86_400)),
         Command::EndSession { session: from().session },
     ]
 }
@@ -160,6 +163,8 @@ fn name(command: &Command) -> &'static str {
         Command::Set(Setting::QueueFullPolicy(QueueFullPolicy::Reject)) => "command_set_policy_reject",
         Command::Set(Setting::QueueFullPolicy(QueueFullPolicy::DropOldest)) => "command_set_policy_drop_oldest",
         Command::Set(Setting::SessionExpiryMax(_)) => "command_set_session_expiry_max",
+        Command::Set(Setting::IdempotencyKeysMax(_)) => "command_set_idempotency_keys_max",
+        Command::Set(Setting::IdempotencyWindow(_)) => "command_set_idempotency_window",
         Command::EndSession { .. } => "command_end_session",
     }
 }
@@ -239,7 +244,8 @@ fn history() -> Rig {
     let bequest = Will { properties: Some(Box::new(properties())), ..will("w", "gone", 100) };
     let waiting = rig.connect(1, Connect { will: Some(bequest), ..connect("waiting") }).session;
     rig.batch(1, vec![Command::Close(testkit::commands::close(waiting, 0))]);
-    let o = rig.connect(2, Connect { will: Some(will("w", "not yet", 0)), ..connect("o") }).session;
+    let last_words = Some(will("w", "not yet", 0));
+    let o = rig.connect(2, Connect { will: last_words, user: Some("user".into()), ..connect("o") }).session;
     let identified = Subscribe { from: o, identifier: Some(300), filters: vec![(filter("t/+"), options(1))] };
     rig.one(2, Command::Subscribe(identified));
     rig.one(2, Command::Publish(publish2(o, 77, "t/x", "shared by two")));
@@ -255,6 +261,8 @@ fn history() -> Rig {
         subscribe(o, 1, "r/+"),
         Command::Publish(publish(None, 1, "r/0900", "live")),
         Command::Close(Close { expiry_s: Some(0), ..testkit::commands::close(doomed, 0) }),
+        Command::Publish(keyed("key", publish(o, 1, "nobody", "once"))),
+        Command::Publish(keyed("key", publish(None, 1, "nobody", "of another"))),
     ];
     rig.batch_undrained(2, last);
     rig.machine
@@ -286,9 +294,12 @@ fn rows_are_encoded_as_they_always_were() {
         (RowKind::Setting, "setting"),
         (RowKind::Continuation, "continuation"),
         (RowKind::ContinuationMark, "continuation_mark"),
+        (RowKind::Idempotency, "idempotency"),
+        (RowKind::IdempotencyOrder, "idempotency_order"),
     ];
-    for (n, (kind, name)) in kinds.into_iter().enumerate() {
-        assert_eq!(kind as usize, n + 1, "ordinals are on disk");
+    let ordinals: Vec<u8> = kinds.iter().map(|(kind, _)| *kind as u8).collect();
+    assert_eq!(ordinals, (1..=15).chain(18..=19).collect::<Vec<u8>>(), "ordinals are on disk");
+    for (kind, name) in kinds {
         let of_kind = rig.machine.store().iter().filter(|(key, _)| key[2] == kind as u8);
         let lines: Vec<String> = of_kind.take(4).map(|(key, value)| format!("{} {}\n", hex(key), hex(value))).collect();
         assert!(!lines.is_empty(), "the history leaves no row of kind {name}");

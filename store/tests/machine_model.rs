@@ -146,6 +146,8 @@ fn random_histories_reach_what_they_are_for() {
         "resumed with inbound QoS 2",
         "CONNECT too late",
         "QoS 2 repeated",
+        "key repeated",
+        "refused",
         "released",
         "fenced",
         "void",

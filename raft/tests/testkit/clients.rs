@@ -24,6 +24,7 @@ pub async fn connect(node: &TestNode, client_id: &str, expiry_s: u32, will: Opti
         receive_maximum: 10,
         will,
         deadline: ClusterTime(u64::MAX),
+        user: None,
     };
     match outcome_of(node, Command::Connect(connect)).await {
         Outcome::Connected(connected) => connected.session,

@@ -54,6 +54,7 @@ impl<S: RowStore> Machine<S> {
                 session.row.epoch = epoch;
                 session.row.expiry_s = expiry_s;
                 session.row.receive_maximum = connect.receive_maximum.max(1);
+                session.row.user.clone_from(&connect.user);
                 let will = session.will.take();
                 if let Some(at) = session.row.expires_at.take() {
                     self.deadlines.remove(&Deadline { at, kind: DeadlineKind::Expiry, session: id });
@@ -73,6 +74,7 @@ impl<S: RowStore> Machine<S> {
                     durable: expiry_s > 0,
                     sent_until: QueueSeq(0),
                     expires_at: None,
+                    user: connect.user.clone(),
                 };
                 self.sessions.insert(id, Session::new(row));
             }

@@ -13,6 +13,7 @@
 //! |---|---|
 //! | [`connect`] | CONNECT, the end of a connection, the end of a session |
 //! | [`publish`] | PUBLISH, inbound QoS 2, wills |
+//! | [`idempotency`] | publishes that were published before, by their keys |
 //! | [`queue`] | rows of a session's queue: append, settle |
 //! | [`references`] | how many queue rows point to a message |
 //! | [`room`] | room in a queue that is at its byte bound |
@@ -24,6 +25,7 @@
 
 mod connect;
 mod continuations;
+mod idempotency;
 mod nodes;
 mod open;
 mod publish;
@@ -53,6 +55,7 @@ use crate::rows::value::{AppliedRow, NodeRow, NumberRow, SettingRow, Value, shar
 use crate::rows::{RowStore, RowsError, digest};
 use crate::topic::TopicName;
 use continuations::Continuations;
+use idempotency::Idempotency;
 use references::References;
 use state::{Deadline, RetainedExpiry, Session, Sessions};
 use trie::Trie;
@@ -122,6 +125,10 @@ pub struct Settings {
     pub queue_full_policy: QueueFullPolicy,
     /// Largest Session Expiry Interval, seconds.
     pub session_expiry_s_max: u32,
+    /// Idempotency keys that are remembered.
+    pub idempotency_keys_max: u64,
+    /// How long they are, seconds.
+    pub idempotency_window_s: u32,
 }
 
 impl Default for Settings {
@@ -130,6 +137,8 @@ impl Default for Settings {
             queue_bytes_max: 1 << 30,
             queue_full_policy: QueueFullPolicy::Reject,
             session_expiry_s_max: 7 * 24 * 3600,
+            idempotency_keys_max: 1_000_000,
+            idempotency_window_s: 24 * 3600,
         }
     }
 }
@@ -140,6 +149,8 @@ impl Settings {
             Setting::QueueBytesMax(bytes) => self.queue_bytes_max = bytes,
             Setting::QueueFullPolicy(policy) => self.queue_full_policy = policy,
             Setting::SessionExpiryMax(seconds) => self.session_expiry_s_max = seconds,
+            Setting::IdempotencyKeysMax(keys) => self.idempotency_keys_max = keys,
+            Setting::IdempotencyWindow(seconds) => self.idempotency_window_s = seconds,
         }
     }
 }
@@ -169,6 +180,7 @@ pub struct Machine<S> {
     continuations: Continuations,
     retained_expiry: RetainedExpiry,
     references: References,
+    idempotency: Idempotency,
     /// Retained messages that the current entry's SUBSCRIBEs may still look at.
     retained_budget: usize,
     /// Next number for what apply itself publishes in the current entry.
@@ -378,6 +390,8 @@ impl<S: RowStore> Machine<S> {
             Setting::QueueBytesMax(_) => 1,
             Setting::QueueFullPolicy(_) => 2,
             Setting::SessionExpiryMax(_) => 3,
+            Setting::IdempotencyKeysMax(_) => 4,
+            Setting::IdempotencyWindow(_) => 5,
         };
         self.rows.put(key::setting(ordinal), SettingRow(setting).to_bytes()?);
         Ok(Outcome::Done)

@@ -17,6 +17,7 @@ use crate::rows::{RowRead, RowStore, RowsError};
 use crate::topic::TopicFilter;
 
 use super::continuations::Continuations;
+use super::idempotency::Idempotency;
 use super::references::References;
 use super::state::{Deadline, DeadlineKind, RetainedExpiry, Session, Sessions};
 use super::trie::Trie;
@@ -50,6 +51,7 @@ impl<S: RowStore> Machine<S> {
             continuations: Continuations::default(),
             retained_expiry: RetainedExpiry::default(),
             references: References::default(),
+            idempotency: Idempotency::default(),
             retained_budget: 0,
             next_number: 0,
             pending: Vec::new(),
@@ -60,6 +62,7 @@ impl<S: RowStore> Machine<S> {
         machine.load_sessions()?;
         machine.load_continuations()?;
         machine.load_retained()?;
+        machine.load_idempotency()?;
         Ok(machine)
     }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use crate::command::{Publish, QueueFullPolicy};
 use crate::effect::{EffectSink, Outcome};
+use crate::idempotency;
 use crate::ids::{ClusterTime, PacketId, Position, QoS, SessionId};
 use crate::message::Message;
 use crate::rows::key::{self, RowKind};
@@ -13,6 +14,9 @@ use crate::rows::{RowRead as _, RowStore};
 
 use super::queue::{Addressed, Outgoing, Reserved};
 use super::{Machine, MachineError};
+
+/// PUBACK and PUBREC reason code: the PUBLISH is valid but the receiver is not willing to accept it.
+const NOT_ACCEPTED: u8 = 0x83;
 
 /// Whether a message can be refused for want of room.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -34,9 +38,21 @@ impl<S: RowStore> Machine<S> {
             (QoS::ExactlyOnce, Some(from), Some(packet_id)) => Some((from.session, packet_id)),
             _ => None,
         };
-        if let Some((id, packet_id)) = inbound
-            && self.sessions.get(id).is_some_and(|s| s.inbound.contains(&packet_id))
-        {
+        let is_recorded = inbound
+            .is_some_and(|(id, packet_id)| self.sessions.get(id).is_some_and(|s| s.inbound.contains(&packet_id)));
+        let named = match idempotency::key_of(publish.properties.as_deref()) {
+            Ok(Some(key)) => self.named(publish.from, key)?,
+            Err(_) if !is_recorded => return Ok(Outcome::Refused(NOT_ACCEPTED)),
+            Ok(None) | Err(_) => None,
+        };
+        if let Some(first) = named.as_ref().and_then(|named| self.first_position(named)) {
+            // Its packet identifier is one of its own, and waits for its PUBREL.
+            if let Some((id, packet_id)) = inbound.filter(|_| !is_recorded) {
+                self.record_inbound(id, packet_id, position)?;
+            }
+            return Ok(Outcome::Repeated { position: first });
+        }
+        if is_recorded {
             return Ok(Outcome::AlreadyRecorded);
         }
         let message = Message {
@@ -51,17 +67,25 @@ impl<S: RowStore> Machine<S> {
         };
         let publisher = publish.from.map(|from| from.session);
         let Some(matched) = self.spread(message, publisher, Refusal::Possible, fx)? else {
-            // Nothing was written; in particular no packet identifier was recorded.
+            // Nothing was written; in particular neither a packet identifier nor an idempotency key was recorded.
             return Ok(Outcome::QueueFull);
         };
         if let Some((id, packet_id)) = inbound {
-            // The message and the identifier are one commit: before PUBREC, both or neither.
-            self.rows.put(key::inbound(id, packet_id), NumberRow(position.as_u64()).to_bytes()?);
-            if let Some(session) = self.sessions.get_mut(id) {
-                session.inbound.insert(packet_id);
-            }
+            self.record_inbound(id, packet_id, position)?;
+        }
+        if let Some(named) = named {
+            self.remember(named, position)?;
         }
         Ok(Outcome::Published { position, matched })
+    }
+
+    /// The message and its identifier are one commit: before PUBREC, both or neither.
+    fn record_inbound(&mut self, id: SessionId, packet_id: PacketId, position: Position) -> Result<(), MachineError> {
+        self.rows.put(key::inbound(id, packet_id), NumberRow(position.as_u64()).to_bytes()?);
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.inbound.insert(packet_id);
+        }
+        Ok(())
     }
 
     /// PUBREL.

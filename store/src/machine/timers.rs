@@ -30,6 +30,7 @@ impl<S: RowStore> Machine<S> {
         !self.continuations.is_empty()
             || self.deadlines.first().is_some_and(|d| d.at <= now)
             || self.retained_expiry.is_due(now)
+            || self.has_surplus_keys()
             || !self.sessions.orphans(|i| self.streams.contains_key(&i), 1).is_empty()
     }
 
@@ -58,6 +59,7 @@ impl<S: RowStore> Machine<S> {
             budget -= 1;
             self.expire_retained(&topic);
         }
+        self.advance_idempotency()?;
         self.advance_continuations(budget, fx)
     }
 

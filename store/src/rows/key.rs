@@ -21,6 +21,8 @@
 //! | 13 setting | ordinal u8 | [`crate::command::Setting`] |
 //! | 14 continuation | position u64 | `ContinuationRow` |
 //! | 15 continuation mark | continuation u64, topic UTF-8 | empty: this topic's retained value is delivered |
+//! | 18 idempotency key | user: u32 (0 anonymous, else its length + 1) and UTF-8; key UTF-8 | `IdempotencyRow` |
+//! | 19 idempotency order | position u64 | `IdempotencyOrderRow` |
 //!
 //! Ordinals are on disk: kept for ever, only appended.
 
@@ -64,6 +66,10 @@ pub enum RowKind {
     Continuation = 14,
     /// Progress of such work, topic by topic.
     ContinuationMark = 15,
+    /// An idempotency key, by user.
+    Idempotency = 18,
+    /// Idempotency keys in the order in which they came.
+    IdempotencyOrder = 19,
 }
 
 /// The rows of kind meta.
@@ -216,7 +222,7 @@ pub fn queue(session: SessionId, seq: QueueSeq) -> Key {
     of_session(RowKind::Queue, session).and(&seq.0.to_be_bytes())
 }
 
-/// Kinds 6, 7, 14, 15: named by a position.
+/// Kinds 6, 7, 14, 15, 19: named by a position.
 #[must_use]
 pub fn of_position(kind: RowKind, position: Position) -> Key {
     Key::with(kind, &position.as_u64().to_be_bytes())
@@ -258,6 +264,19 @@ pub fn continuation_mark(continuation: Position, topic: &str) -> Key {
     of_position(RowKind::ContinuationMark, continuation).and(topic.as_bytes())
 }
 
+/// Kind 18, by what [`idempotency_name`] made.
+#[must_use]
+pub fn idempotency(name: &[u8]) -> Key {
+    Key::with(RowKind::Idempotency, name)
+}
+
+/// User and idempotency key in one: the user's length stands first, so that no two pairs are the same.
+#[must_use]
+pub fn idempotency_name(user: Option<&str>, key: &str) -> Vec<u8> {
+    let user_len = user.map_or(0, |user| u32::try_from(user.len()).unwrap_or(u32::MAX - 1) + 1);
+    [&user_len.to_be_bytes(), user.unwrap_or_default().as_bytes(), key.as_bytes()].concat()
+}
+
 /// What follows group and kind.
 #[must_use]
 pub(crate) fn rest(key: &[u8]) -> &[u8] {
@@ -296,6 +315,13 @@ mod tests {
             assert_eq!(Key::from(key.as_bytes()), key);
             assert!(key < retained(&format!("{topic}t")));
         }
+    }
+
+    #[test]
+    fn idempotency_keys_of_two_users_are_never_one() {
+        let names = [(None, "ab"), (None, "b"), (Some(""), "ab"), (Some("a"), "b"), (Some("ab"), ""), (Some("b"), "a")];
+        let names: std::collections::BTreeSet<_> = names.map(|(user, key)| idempotency_name(user, key)).into();
+        assert_eq!(names.len(), 6);
     }
 
     #[test]

@@ -8,6 +8,8 @@
 //!              flags: bits 0-1 QoS, 2 RETAIN, 3 released, 4 the message has other rows (a references row),
 //!              5 the message expires, and expires_at is there
 //! CountersRow  version u8 = 1 | next_seq u64 | head u64 | rows u64 | bytes u64 | dropped u64 | expiring u64
+//! IdempotencyRow       version u8 = 1 | position u64 | came u64
+//! IdempotencyOrderRow  version u8 = 1 | came u64 | user and key as in the key of kind 18
 //! ```
 
 use std::sync::{Arc, LazyLock};
@@ -103,6 +105,8 @@ pub struct SessionRow {
     pub sent_until: QueueSeq,
     /// When it ends; only while it is disconnected.
     pub expires_at: Option<ClusterTime>,
+    /// User of the latest CONNECT; `None` for an anonymous one.
+    pub user: Option<String>,
 }
 
 /// A will, from its CONNECT until it is published or dropped.
@@ -337,6 +341,65 @@ impl Value for CountersRow {
             dropped: n(dropped),
             expiring: n(expiring),
         })
+    }
+}
+
+/// An idempotency key in the window: what was published under it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdempotencyRow {
+    /// Where it was published.
+    pub position: Position,
+    /// Cluster time at which it came.
+    pub came: ClusterTime,
+}
+
+impl Value for IdempotencyRow {
+    fn to_bytes(&self) -> Result<Bytes, codec::CodecError> {
+        let mut out = BytesMut::with_capacity(17);
+        out.put_u8(FIXED_VERSION);
+        out.put_u64_le(self.position.as_u64());
+        out.put_u64_le(self.came.0);
+        Ok(out.freeze())
+    }
+
+    fn from_bytes(bytes: &Bytes) -> Result<Self, String> {
+        let Some((&FIXED_VERSION, fields)) = bytes.split_first() else {
+            return Err("an idempotency key of a version not known to this build".into());
+        };
+        let ([position, came], []) = fields.as_chunks::<8>() else {
+            return Err("an idempotency key has two numbers".into());
+        };
+        let n = u64::from_le_bytes;
+        Ok(Self { position: Position::from_u64(n(*position)), came: ClusterTime(n(*came)) })
+    }
+}
+
+/// An idempotency key's place in the order of keys.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdempotencyOrderRow {
+    /// Cluster time at which it came.
+    pub came: ClusterTime,
+    /// User and key ([`key::idempotency_name`]).
+    pub name: Bytes,
+}
+
+impl Value for IdempotencyOrderRow {
+    fn to_bytes(&self) -> Result<Bytes, codec::CodecError> {
+        let mut out = BytesMut::with_capacity(9 + self.name.len());
+        out.put_u8(FIXED_VERSION);
+        out.put_u64_le(self.came.0);
+        out.put_slice(&self.name);
+        Ok(out.freeze())
+    }
+
+    fn from_bytes(bytes: &Bytes) -> Result<Self, String> {
+        let Some((&FIXED_VERSION, fields)) = bytes.split_first() else {
+            return Err("an idempotency key of a version not known to this build".into());
+        };
+        let Some((came, name)) = fields.split_first_chunk() else {
+            return Err("an idempotency key ends within its time".into());
+        };
+        Ok(Self { came: ClusterTime(u64::from_le_bytes(*came)), name: bytes.slice_ref(name) })
     }
 }
 

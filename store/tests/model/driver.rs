@@ -7,6 +7,7 @@ use quorate_store::command::{
     Publish, QueueFullPolicy, SessionRef, Setting, Settle, Subscribe, SubscribeOptions, Will,
 };
 use quorate_store::ids::{BatchSeq, ClusterTime, Incarnation, NodeId, Position, QoS, QueueSeq};
+use quorate_store::message::MessageProperties;
 
 use super::Model;
 use super::compare::Verdict;
@@ -198,6 +199,10 @@ impl Driver {
             }
             Op::Tick(time) => self.at(*time, |d| d.direct(Command::Tick)),
             Op::ExpiryMax(seconds) => self.direct(Command::Set(Setting::SessionExpiryMax(*seconds))),
+            Op::KeyWindow { keys, seconds } => {
+                self.direct(Command::Set(Setting::IdempotencyKeysMax(*keys)))?;
+                self.direct(Command::Set(Setting::IdempotencyWindow(*seconds)))
+            }
             Op::Bound { bytes, drop_oldest } if self.is_bounded => {
                 let policy = if *drop_oldest { QueueFullPolicy::DropOldest } else { QueueFullPolicy::Reject };
                 self.direct(Command::Set(Setting::QueueFullPolicy(policy)))?;
@@ -286,6 +291,7 @@ impl Driver {
                         payload: payload(&format!("will{n}")),
                     }),
                     deadline: ClusterTime(deadline),
+                    user: (client % 3 > 0).then(|| format!("u{}", client % 3)),
                 }))
             }
             Cmd::Close { who, drop_will, end, sent } => {
@@ -299,7 +305,7 @@ impl Driver {
                 let close = Close { from, drop_will: *drop_will, expiry_s, sent_until: QueueSeq(sent_until) };
                 Some(Command::Close(close))
             }
-            Cmd::Publish { who, admin, qos: q, retain, empty, topic: t, id, expiry_s } => {
+            Cmd::Publish { who, admin, qos: q, retain, empty, topic: t, id, expiry_s, keys } => {
                 let n = self.count();
                 let from = if *admin { None } else { Some(self.who(incarnation, *who)?) };
                 let text = if *empty { String::new() } else { format!("m{n}") };
@@ -309,7 +315,7 @@ impl Driver {
                     qos: qos(*q),
                     retain: *retain,
                     topic: topic(TOPICS[usize::from(*t) % TOPICS.len()]),
-                    properties: None,
+                    properties: if self.is_bounded { None } else { with_keys(*keys) },
                     expiry_s: expiry_s.filter(|_| !self.is_bounded),
                     payload: payload(&text),
                 }))
@@ -377,8 +383,26 @@ impl Driver {
 impl Cmd {
     fn publish_anything() -> Self {
         let who = Who { pick: 0, stale: false };
-        Self::Publish { who, admin: true, qos: 2, retain: false, empty: false, topic: 0, id: 1, expiry_s: None }
+        Self::Publish {
+            who,
+            admin: true,
+            qos: 2,
+            retain: false,
+            empty: false,
+            topic: 0,
+            id: 1,
+            expiry_s: None,
+            keys: 0,
+        }
     }
+}
+
+/// Bits 0 to 2 are keys, bit 3 one that is too long.
+fn with_keys(bits: u8) -> Option<Box<MessageProperties>> {
+    let key = |bit| if bit == 3 { "x".repeat(257) } else { format!("k{bit}") };
+    let user: Vec<_> =
+        (0..4).filter(|bit| bits & 1 << bit != 0).map(|bit| ("idempotency-key".to_owned(), key(bit))).collect();
+    (!user.is_empty()).then(|| Box::new(MessageProperties { user, ..Default::default() }))
 }
 
 fn client_id(client: u8) -> String {

@@ -23,6 +23,8 @@ impl Driver {
                 Outcome::Connected(c) => reached.extend(self.kinds_of_resume(&c)),
                 Outcome::ConnectExpired => reached.push("CONNECT too late"),
                 Outcome::AlreadyRecorded => reached.push("QoS 2 repeated"),
+                Outcome::Repeated { .. } => reached.push("key repeated"),
+                Outcome::Refused(_) => reached.push("refused"),
                 Outcome::Released { known: true } => reached.push("released"),
                 Outcome::Fenced => reached.push("fenced"),
                 Outcome::QueueFull => reached.push("queue full"),
@@ -109,6 +111,8 @@ impl Driver {
             (RowKind::Node, self.model.nodes.len()),
             (RowKind::Continuation, 0),
             (RowKind::ContinuationMark, 0),
+            (RowKind::Idempotency, self.model.known.len()),
+            (RowKind::IdempotencyOrder, self.model.known.len()),
         ];
         for (kind, want) in want {
             let got = kinds.get(&(kind as u8)).copied().unwrap_or(0);

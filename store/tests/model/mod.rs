@@ -10,6 +10,7 @@
 pub(crate) mod compare;
 pub(crate) mod driver;
 pub(crate) mod holds;
+pub(crate) mod keys;
 pub(crate) mod matching;
 pub(crate) mod ops;
 pub(crate) mod publishing;
@@ -23,7 +24,7 @@ use quorate_store::effect::{KickReason, Outcome};
 use quorate_store::ids::{BatchSeq, Epoch, Incarnation, NodeId, PacketId, Position, QoS, SessionId};
 use quorate_store::topic::TopicFilter;
 
-use state::{Life, Msg, Node, Session, Settings, Sub};
+use state::{Known, Life, Msg, Node, Session, Settings, Sub};
 
 /// What the machine has to say about one entry.
 #[derive(Debug)]
@@ -89,6 +90,8 @@ pub(crate) struct Model {
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) retained: BTreeMap<String, Msg>,
     pub(crate) next_node: u64,
+    /// Publishes that are remembered by their keys, in order.
+    pub(crate) known: Vec<Known>,
     /// Payload of each will that was published, in no particular order.
     pub(crate) wills_published: Vec<Vec<u8>>,
     /// Whether rows are charged for; only tests of the bound need it.
@@ -134,6 +137,7 @@ impl Model {
         };
         self.publish_due_wills();
         self.mark_rows_that_may_be_gone();
+        self.forget_old_keys();
         let take = std::mem::take::<Vec<Sent>>;
         Expected {
             answer,
@@ -225,6 +229,8 @@ impl Model {
                     Setting::QueueBytesMax(bytes) => self.settings.queue_bytes_max = bytes,
                     Setting::QueueFullPolicy(policy) => self.settings.policy = policy,
                     Setting::SessionExpiryMax(seconds) => self.settings.session_expiry_max = seconds,
+                    Setting::IdempotencyKeysMax(keys) => self.settings.keys_max = keys,
+                    Setting::IdempotencyWindow(seconds) => self.settings.key_window_s = seconds,
                 }
                 Want::Is(Outcome::Done)
             }
@@ -290,7 +296,9 @@ impl Model {
             sent: (0, 0),
             subs: BTreeMap::new(),
             dropped: 0,
+            user: None,
         });
+        session.user.clone_from(&connect.user);
         session.epoch = epoch;
         session.owner = self.by;
         session.expiry_s = expiry_s;
@@ -475,13 +483,22 @@ impl Model {
     }
 
     fn publish(&mut self, position: Position, publish: &Publish) -> Want {
+        let mut user = None;
+        let mut is_recorded = false;
         if let Some(from) = publish.from {
             let Some(session) = self.fenced(from) else { return Want::Is(Outcome::Fenced) };
-            if let Some(id) = publish.packet_id
-                && session.inbound.contains(&id.get())
-            {
-                return Want::Is(Outcome::AlreadyRecorded);
+            user = session.user.clone();
+            is_recorded = publish.packet_id.is_some_and(|id| session.inbound.contains(&id.get()));
+        }
+        let key = keys::key_of(publish);
+        match key.as_ref().map(|key| key.as_ref().and_then(|key| self.known_at(&user, key))) {
+            Ok(Some(first)) => {
+                self.record_identifier(publish);
+                return Want::Is(Outcome::Repeated { position: first });
             }
+            _ if is_recorded => return Want::Is(Outcome::AlreadyRecorded),
+            Err(()) => return Want::Is(Outcome::Refused(0x83)),
+            Ok(None) => {}
         }
         let msg = Msg {
             topic: publish.topic.as_str().to_owned(),
@@ -495,10 +512,9 @@ impl Model {
         if self.is_refused(&msg, publisher) {
             return Want::Is(Outcome::QueueFull);
         }
-        if let (Some(from), Some(id)) = (publish.from, publish.packet_id)
-            && let Some(session) = self.fenced(from)
-        {
-            session.inbound.insert(id.get());
+        self.record_identifier(publish);
+        if let Ok(Some(key)) = key {
+            self.come_to_know(user, key, position);
         }
         let only_itself = self.only_no_local_matches(&msg.topic, publisher);
         let matched = self.spread(&msg, publisher);

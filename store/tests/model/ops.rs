@@ -34,6 +34,8 @@ pub(crate) enum Op {
     Tick(Time),
     /// A setting.
     ExpiryMax(u32),
+    /// How many idempotency keys are remembered, and how long.
+    KeyWindow { keys: u64, seconds: u32 },
     /// The bound of a queue, and what happens there. Only in histories that are about it.
     Bound { bytes: u64, drop_oldest: bool },
     /// An operator ends a session.
@@ -53,13 +55,51 @@ pub(crate) enum Time {
 /// One command of a client, or of what pretends to be one.
 #[derive(Clone, Debug)]
 pub(crate) enum Cmd {
-    Connect { client: u8, clean: bool, expiry_s: u32, receive_maximum: u16, will: Option<WillOp>, late: bool },
-    Close { who: Who, drop_will: bool, end: bool, sent: u8 },
-    Publish { who: Who, admin: bool, qos: u8, retain: bool, empty: bool, topic: u8, id: u8, expiry_s: Option<u32> },
-    Release { who: Who, id: u8 },
-    Settle { who: Who, picks: Vec<(u8, bool)> },
-    Subscribe { who: Who, filter: u8, qos: u8, identifier: Option<u32>, flags: u8 },
-    Unsubscribe { who: Who, filters: Vec<u8> },
+    Connect {
+        client: u8,
+        clean: bool,
+        expiry_s: u32,
+        receive_maximum: u16,
+        will: Option<WillOp>,
+        late: bool,
+    },
+    Close {
+        who: Who,
+        drop_will: bool,
+        end: bool,
+        sent: u8,
+    },
+    Publish {
+        who: Who,
+        admin: bool,
+        qos: u8,
+        retain: bool,
+        empty: bool,
+        topic: u8,
+        id: u8,
+        expiry_s: Option<u32>,
+        /// Idempotency keys: those of the bits that are set.
+        keys: u8,
+    },
+    Release {
+        who: Who,
+        id: u8,
+    },
+    Settle {
+        who: Who,
+        picks: Vec<(u8, bool)>,
+    },
+    Subscribe {
+        who: Who,
+        filter: u8,
+        qos: u8,
+        identifier: Option<u32>,
+        flags: u8,
+    },
+    Unsubscribe {
+        who: Who,
+        filters: Vec<u8>,
+    },
 }
 
 /// A connection: one of those on the node, or one that is over.
@@ -122,8 +162,9 @@ fn connect() -> impl Strategy<Value = Cmd> {
 fn publish() -> impl Strategy<Value = Cmd> {
     let expiry_s = prop_oneof![5 => Just(None), 1 => Just(Some(1)), 1 => Just(Some(5))];
     let flag = |p| prop::bool::weighted(p);
-    (who(), flag(0.1), granted(), flag(0.3), flag(0.1), any::<u8>(), 1..4_u8, expiry_s).prop_map(
-        |(who, admin, qos, retain, empty, topic, id, expiry_s)| Cmd::Publish {
+    let keys = prop_oneof![6 => Just(0), 1 => Just(1), 1 => Just(2), 1 => 0..16_u8];
+    (who(), flag(0.1), granted(), flag(0.3), flag(0.1), any::<u8>(), 1..4_u8, expiry_s, keys).prop_map(
+        |(who, admin, qos, retain, empty, topic, id, expiry_s, keys)| Cmd::Publish {
             who,
             admin,
             qos,
@@ -132,6 +173,7 @@ fn publish() -> impl Strategy<Value = Cmd> {
             topic,
             id,
             expiry_s,
+            keys,
         },
     )
 }
@@ -187,6 +229,8 @@ fn op() -> impl Strategy<Value = Op> {
         1 => prop_oneof![Just(3), Just(3600), Just(u32::MAX)].prop_map(Op::ExpiryMax),
         1 => (prop_oneof![Just(150), Just(300), Just(700), Just(1 << 30)], any::<bool>())
             .prop_map(|(bytes, drop_oldest)| Op::Bound { bytes, drop_oldest }),
+        1 => (prop_oneof![Just(0), Just(1), Just(2), Just(1_000_000)], prop_oneof![Just(0), Just(2), Just(100)])
+            .prop_map(|(keys, seconds)| Op::KeyWindow { keys, seconds }),
         1 => (0..CLIENTS).prop_map(Op::EndSession),
         2 => Just(Op::Reopen),
     ]

@@ -79,6 +79,16 @@ pub(crate) struct Session {
     pub(crate) sent: (u64, u64),
     pub(crate) subs: BTreeMap<String, Sub>,
     pub(crate) dropped: u64,
+    pub(crate) user: Option<String>,
+}
+
+/// A publish that is remembered by its idempotency key.
+#[derive(Clone, Debug)]
+pub(crate) struct Known {
+    pub(crate) user: Option<String>,
+    pub(crate) key: String,
+    pub(crate) position: Position,
+    pub(crate) came: u64,
 }
 
 impl Session {
@@ -130,10 +140,18 @@ pub(crate) struct Settings {
     pub(crate) queue_bytes_max: u64,
     pub(crate) policy: QueueFullPolicy,
     pub(crate) session_expiry_max: u32,
+    pub(crate) keys_max: u64,
+    pub(crate) key_window_s: u32,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { queue_bytes_max: 1 << 30, policy: QueueFullPolicy::Reject, session_expiry_max: 7 * 24 * 3600 }
+        Self {
+            queue_bytes_max: 1 << 30,
+            policy: QueueFullPolicy::Reject,
+            session_expiry_max: 7 * 24 * 3600,
+            keys_max: 1_000_000,
+            key_window_s: 24 * 3600,
+        }
     }
 }

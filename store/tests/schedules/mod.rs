@@ -2,6 +2,7 @@
 
 mod bounded;
 mod cursors;
+mod idempotency;
 mod nodes;
 mod qos2;
 mod queue;

@@ -5,6 +5,7 @@ use quorate_store::codec::Payload;
 use quorate_store::command::{Ack, AckKind, Close, Command, Connect, Publish, Settle, Subscribe};
 use quorate_store::command::{SessionRef, SubscribeOptions, Will};
 use quorate_store::ids::{ClusterTime, PacketId, Position, QoS, QueueSeq};
+use quorate_store::message::MessageProperties;
 use quorate_store::rows::QueuedRow;
 use quorate_store::topic::{TopicFilter, TopicName};
 
@@ -37,6 +38,7 @@ pub(crate) fn connect(client_id: &str) -> Connect {
         receive_maximum: 10,
         will: None,
         deadline: ClusterTime(u64::MAX),
+        user: None,
     }
 }
 
@@ -78,6 +80,12 @@ pub(crate) fn publish2(from: SessionRef, id: u16, to: &str, text: &str) -> Publi
 
 pub(crate) fn retain(from: impl Into<Option<SessionRef>>, to: &str, text: &str) -> Publish {
     Publish { retain: true, ..publish(from, 1, to, text) }
+}
+
+/// With an idempotency key.
+pub(crate) fn keyed(key: &str, publish: Publish) -> Publish {
+    let user = vec![("idempotency-key".to_owned(), key.to_owned())];
+    Publish { properties: Some(Box::new(MessageProperties { user, ..Default::default() })), ..publish }
 }
 
 pub(crate) fn options(q: u8) -> SubscribeOptions {

@@ -102,6 +102,8 @@ impl Session {
             receive_maximum: connect.receive_maximum.min(session.options.inflight_max),
             will: connect.will,
             deadline: ClusterTime(deadline),
+            // Whoever is let in is anonymous.
+            user: None,
         });
         session.propose(Wait::Connect, command, out);
         session
