@@ -8,6 +8,7 @@ mod cluster;
 mod dry_run;
 mod forward;
 mod metrics;
+pub mod password;
 mod problem;
 mod routes;
 mod server;
