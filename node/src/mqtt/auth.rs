@@ -4,6 +4,7 @@
 use std::fmt::Debug;
 use std::net::SocketAddr;
 
+use super::listen::ListenerOptions;
 use super::packet::Connect;
 use super::reason::Reason;
 
@@ -12,8 +13,20 @@ use super::reason::Reason;
 pub struct Attempt<'a> {
     /// What it says about itself.
     pub connect: &'a Connect,
-    /// Where it comes from; unknown for a socket that has no address.
+    /// Through which listener it came, and how that lets clients authenticate.
+    pub listener: &'a ListenerOptions,
+    /// Where it comes from: what a PROXY header says, or else its socket. Unknown for a Unix socket.
     pub peer: Option<SocketAddr>,
+    /// The user name that its verified certificate gives it.
+    pub certificate_user: Option<&'a str>,
+}
+
+impl Attempt<'_> {
+    /// Whether it comes from this machine: over loopback, or through a Unix socket.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.peer.map_or(self.listener.is_unix(), |peer| peer.ip().to_canonical().is_loopback())
+    }
 }
 
 /// Decides whether a client may connect. Called on the worker's thread: it must not block.
@@ -25,7 +38,8 @@ pub trait Authenticator: Send + Sync + Debug + 'static {
     fn check(&self, attempt: Attempt<'_>) -> Result<(), Reason>;
 }
 
-/// Anonymous clients, from loopback or from everywhere. User name and password are accepted and ignored.
+/// Anonymous clients, from this machine or from everywhere, where the listener lets them in. User name and password
+/// are accepted and ignored.
 #[derive(Clone, Copy, Debug)]
 pub struct Anonymous {
     /// From other machines too.
@@ -34,13 +48,14 @@ pub struct Anonymous {
 
 impl Authenticator for Anonymous {
     fn check(&self, attempt: Attempt<'_>) -> Result<(), Reason> {
-        let loopback = attempt.peer.is_some_and(|peer| peer.ip().to_canonical().is_loopback());
-        if loopback || self.everywhere { Ok(()) } else { Err(Reason::NOT_AUTHORIZED) }
+        let welcome = attempt.is_local() || self.everywhere;
+        if welcome && attempt.listener.allows_anonymous() { Ok(()) } else { Err(Reason::NOT_AUTHORIZED) }
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use super::super::listen::{AuthMethod, Endpoint};
     use super::*;
 
     fn connect() -> Connect {
@@ -58,16 +73,43 @@ mod tests {
         }
     }
 
+    fn unix() -> ListenerOptions {
+        let endpoint = Endpoint::Unix { path: "/run/quorate.sock".into(), mode: 0o660 };
+        ListenerOptions { endpoint, ..tcp() }
+    }
+
+    fn tcp() -> ListenerOptions {
+        ListenerOptions::tcp("mqtt", ([127, 0, 0, 1], 1883).into())
+    }
+
     #[test]
-    fn anonymous_clients_come_from_loopback_unless_all_may() {
+    fn anonymous_clients_come_from_this_machine_unless_all_may() {
         let connect = connect();
-        let from = |ip: [u8; 4]| Attempt { connect: &connect, peer: Some((ip, 1000).into()) };
-        let mapped = "[::ffff:127.0.0.1]:1000".parse().ok();
-        let local = Anonymous { everywhere: false };
-        assert_eq!(local.check(from([127, 0, 0, 1])), Ok(()));
-        assert_eq!(local.check(Attempt { connect: &connect, peer: mapped }), Ok(()));
-        assert_eq!(local.check(from([10, 0, 0, 1])), Err(Reason::NOT_AUTHORIZED));
-        assert_eq!(local.check(Attempt { connect: &connect, peer: None }), Err(Reason::NOT_AUTHORIZED));
-        assert_eq!(Anonymous { everywhere: true }.check(from([10, 0, 0, 1])), Ok(()));
+        let check = |everywhere, listener: &ListenerOptions, peer: Option<&str>| {
+            let peer = peer.map(|text| text.parse().unwrap());
+            Anonymous { everywhere }.check(Attempt { connect: &connect, listener, peer, certificate_user: None })
+        };
+        let refused = Err(Reason::NOT_AUTHORIZED);
+        assert_eq!(check(false, &tcp(), Some("127.0.0.1:1000")), Ok(()));
+        assert_eq!(check(false, &tcp(), Some("[::ffff:127.0.0.1]:1000")), Ok(()));
+        assert_eq!(check(false, &tcp(), Some("10.0.0.1:1000")), refused);
+        assert_eq!(check(false, &tcp(), None), refused);
+        assert_eq!(check(true, &tcp(), Some("10.0.0.1:1000")), Ok(()));
+        assert_eq!(check(false, &unix(), None), Ok(()));
+        assert_eq!(check(false, &unix(), Some("10.0.0.1:1000")), refused, "a proxy in front of the socket says so");
+    }
+
+    #[test]
+    fn a_listener_that_wants_to_know_who_comes_lets_nobody_in_unknown() {
+        let connect = connect();
+        let peer = "127.0.0.1:1000".parse().ok();
+        for (auth, want) in [
+            (vec![AuthMethod::Password], Err(Reason::NOT_AUTHORIZED)),
+            (vec![AuthMethod::Password, AuthMethod::Anonymous], Ok(())),
+        ] {
+            let listener = &ListenerOptions { auth, ..tcp() };
+            let attempt = Attempt { connect: &connect, listener, peer, certificate_user: None };
+            assert_eq!(Anonymous { everywhere: true }.check(attempt), want);
+        }
     }
 }

@@ -237,7 +237,8 @@ fn admit(
     let refused = |reason, server_reference| Admission::Refused { reason, server_reference };
     // Read once, before anything is proposed: whoever begins in an incarnation is told when that one ends.
     let incarnation = worker.incarnation();
-    let admission = if let Err(reason) = worker.shared.authenticator.check(Attempt { connect: &connect, peer }) {
+    let attempt = Attempt { connect: &connect, listener: &worker.shared.listener, peer, certificate_user: None };
+    let admission = if let Err(reason) = worker.shared.authenticator.check(attempt) {
         refused(reason, None)
     } else if crowded {
         refused(Reason::SERVER_BUSY, None)

@@ -14,6 +14,7 @@ pub mod cluster;
 mod conn;
 pub mod detect;
 mod effects;
+pub mod listen;
 pub mod options;
 pub mod packet;
 pub mod reason;
@@ -25,5 +26,6 @@ pub mod wire;
 mod worker;
 
 pub use backend::Backend;
+pub use listen::ListenerOptions;
 pub use options::MqttOptions;
 pub use server::{MqttFront, MqttServer, StartError};

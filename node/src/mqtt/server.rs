@@ -21,6 +21,7 @@ use super::auth::{Anonymous, Authenticator};
 use super::backend::Backend;
 use super::conn;
 use super::effects::{FrontEffects, Mailbox, ToWorker};
+use super::listen::ListenerOptions;
 use super::options::{MqttOptions, REFUSALS_MAX};
 use super::reason::Reason;
 use super::stats::{Stats, StatsSnapshot};
@@ -121,6 +122,7 @@ impl MqttFront {
         let listener = ntex::server::create_tcp_listener(self.options.listen, BACKLOG).map_err(listen)?;
         let address = listener.local_addr().map_err(listen)?;
         let shared = Arc::new(Shared {
+            listener: ListenerOptions::tcp("mqtt", address),
             options: self.options,
             authenticator: self.authenticator,
             connections: AtomicUsize::new(0),

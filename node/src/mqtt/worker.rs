@@ -21,6 +21,7 @@ use super::auth::Authenticator;
 use super::backend::{Backend, Quorum};
 use super::conn::Conn;
 use super::effects::{Address, Mailbox, ToWorker, What, WorkerRun};
+use super::listen::ListenerOptions;
 use super::options::{DRAIN_STEP, DRAIN_STEP_CLIENTS, DRAIN_STEPS_MAX, MqttOptions};
 use super::reason::Reason;
 use super::session::{CLOSE_REQUEST, Ending, Now, Output, Request, Session};
@@ -36,6 +37,8 @@ const EVENTS_PER_TURN_MAX: usize = 1024;
 pub(super) struct Shared {
     pub(super) options: Arc<MqttOptions>,
     pub(super) authenticator: Arc<dyn Authenticator>,
+    /// Through which clients come.
+    pub(super) listener: ListenerOptions,
     /// Sockets of all workers.
     pub(super) connections: AtomicUsize,
     /// See [`super::effects::FrontEffects`].
