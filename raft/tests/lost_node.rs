@@ -39,7 +39,16 @@ async fn outcome(node: &TestNode, ticket: Ticket) -> Outcome {
 fn connect(client_id: &str, will: Option<Will>) -> Command {
     let deadline = ClusterTime(u64::MAX);
     let client_id = client_id.to_owned();
-    Command::Connect(Connect { client_id, clean_start: true, expiry_s: 3600, receive_maximum: 10, will, deadline })
+    let user = None;
+    Command::Connect(Connect {
+        client_id,
+        clean_start: true,
+        expiry_s: 3600,
+        receive_maximum: 10,
+        will,
+        deadline,
+        user,
+    })
 }
 
 fn will(number: u64) -> Will {
