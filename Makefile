@@ -13,10 +13,10 @@ BIN := $(CARGO_TARGET_DIR)/release
 # One profile for everything: tests run on the binary that is shipped.
 FLAGS := --release --locked
 
-.PHONY: help setup build demo test system verify fmt clippy deny doc tidy fix bench jepsen
+.PHONY: help setup build demo test system interop verify fmt clippy deny doc tidy fix bench bench-trie jepsen
 
 help: ## this list
-	@sed -nE 's/^([a-z]+):[^#]*## (.*)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
+	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
 
 setup:
 	@.ci/setup
@@ -39,6 +39,12 @@ test: setup ## every test; ARGS are passed on
 
 system: setup ## only the tests of real processes; ARGS are passed on
 	$(CARGO) test $(FLAGS) -p quorate --test 'system_*' $(ARGS)
+
+interop: setup ## clients that we did not write, on three real nodes, each also with a node killed; ARGS are passed on
+	@command -v python3 >/dev/null || { echo "interop: needs python3 with venv, node with npm, openssl (Debian: python3-venv npm openssl)" >&2; exit 1; }
+	$(CARGO) build $(FLAGS) -p quorate
+	interop/run --broker "$(BIN)/quorate" --cache "$(CACHE)" $(ARGS)
+	$(CARGO) test $(FLAGS) -p quorate --test system_interop_rumqttc
 
 verify: fmt clippy deny doc tidy ## all checks that are not tests; writes nothing into the tree
 
@@ -69,6 +75,9 @@ fix: setup ## formats, applies clippy's suggestions
 bench: setup ## the figures of docs/PERFORMANCE.md on this machine; ARGS are passed on
 	$(CARGO) build $(FLAGS) -p quorate -p quorate-bench
 	$(BIN)/quorate-bench suite --broker $(BIN)/quorate $(ARGS)
+
+bench-trie: setup ## what it costs to find the subscriptions of a topic
+	$(CARGO) bench --locked -p quorate-store --bench trie -- $(ARGS)
 
 jepsen: setup ## the history checkers' own tests, then real processes under faults
 	$(CARGO) test $(FLAGS) -p quorate-jepsen

@@ -11,8 +11,8 @@ const LINES_WANTED: usize = 500;
 const LINES_MAX: usize = 700;
 
 /// Folders that are ours; everything else at the top is a file.
-const FOLDERS: [&str; 10] =
-    ["store", "raft", "http-admin", "node", "jepsen", "bench", "examples", "docs", ".ci", ".config"];
+const FOLDERS: [&str; 11] =
+    ["store", "raft", "http-admin", "node", "jepsen", "bench", "interop", "examples", "docs", ".ci", ".config"];
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap().to_owned()
