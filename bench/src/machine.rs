@@ -41,13 +41,34 @@ pub(crate) struct Memory {
 
 /// Memory of one process.
 pub(crate) fn memory(pid: u32) -> Result<Memory, BenchError> {
-    let path = format!("/proc/{pid}/status");
-    let status = fs::read_to_string(&path).map_err(BenchError::io(&path))?;
-    let mib = |field: &str| {
-        let line = status.lines().find_map(|l| l.strip_prefix(field)).unwrap_or_default();
-        line.split_whitespace().find_map(|w| w.parse::<u64>().ok()).unwrap_or(0) / 1024
-    };
+    let status = status(pid)?;
+    let mib = |field: &str| kib(&status, field) / 1024;
     Ok(Memory { resident_mib: mib("VmRSS:"), peak_mib: mib("VmHWM:") })
+}
+
+/// Memory of a process in bytes: as the kernel counts it in user space.
+#[derive(Clone, Copy, Debug, Default, Serialize)]
+pub(crate) struct Pages {
+    /// Resident: also files that are mapped, such as the program.
+    pub(crate) resident_bytes: u64,
+    /// Resident and of no file: heap, stacks.
+    pub(crate) anonymous_bytes: u64,
+}
+
+/// Memory of one process, to the page.
+pub(crate) fn pages(pid: u32) -> Result<Pages, BenchError> {
+    let status = status(pid)?;
+    Ok(Pages { resident_bytes: kib(&status, "VmRSS:") * 1024, anonymous_bytes: kib(&status, "RssAnon:") * 1024 })
+}
+
+fn status(pid: u32) -> Result<String, BenchError> {
+    let path = format!("/proc/{pid}/status");
+    fs::read_to_string(&path).map_err(BenchError::io(&path))
+}
+
+fn kib(status: &str, field: &str) -> u64 {
+    let line = status.lines().find_map(|l| l.strip_prefix(field)).unwrap_or_default();
+    line.split_whitespace().find_map(|w| w.parse::<u64>().ok()).unwrap_or(0)
 }
 
 /// Times of an append and its fdatasync in `dir`.

@@ -7,6 +7,7 @@ mod connection;
 mod failover;
 mod fleet;
 mod histogram;
+mod idle;
 mod machine;
 mod offline;
 mod publisher;
@@ -84,6 +85,16 @@ enum BenchError {
         /// All the same.
         report: String,
     },
+    /// An idle connection took more memory than it may.
+    #[error("{report}an idle connection takes {bytes} bytes, at most {bound} were allowed")]
+    Connection {
+        /// What one took.
+        bytes: u64,
+        /// The bound.
+        bound: u64,
+        /// All the same.
+        report: String,
+    },
     /// The report could not be written.
     #[error("writing the report: {0}")]
     Json(#[from] serde_json::Error),
@@ -119,6 +130,8 @@ enum Command {
     Failover(failover::FailoverArgs),
     /// Queues messages for a session that is away, then lets it drain them.
     Offline(offline::OfflineArgs),
+    /// Memory that a connection takes on which nothing is said.
+    Idle(idle::IdleArgs),
     /// Everything of docs/PERFORMANCE.md, one after the other.
     Suite(suite::SuiteArgs),
     /// Starts the brokers and keeps them until the end of standard input, for other load generators.
@@ -142,6 +155,10 @@ fn main() -> ExitCode {
 }
 
 async fn run(cli: Cli) -> Result<(), BenchError> {
+    // The brokers inherit it.
+    if let Command::Idle(args) = &cli.command {
+        idle::raise_descriptors(args)?;
+    }
     let mut fleet = Fleet::open(&cli.fleet)?;
     match cli.command {
         Command::Throughput(load) => {
@@ -159,6 +176,10 @@ async fn run(cli: Cli) -> Result<(), BenchError> {
         }
         Command::Offline(args) => {
             let report = offline::run(&fleet, &args).await?;
+            show(cli.json, &report, &report.table())
+        }
+        Command::Idle(args) => {
+            let report = idle::run(&fleet, &args).await?;
             show(cli.json, &report, &report.table())
         }
         Command::Suite(args) => {
