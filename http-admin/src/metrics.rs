@@ -57,6 +57,8 @@ pub struct MqttSample {
     pub transient_overflows: u64,
     /// Publishes refused because a queue was full.
     pub queue_full: u64,
+    /// Publishes refused for another reason, or dropped at QoS 0 for it.
+    pub refused: u64,
     /// Acknowledgements that answered nothing.
     pub unknown_acks: u64,
     /// Deliveries that a worker which was behind got as numbers, to be read from the rows.
@@ -100,6 +102,7 @@ impl Collector for MqttCollector {
                 sample.transient_overflows,
             ),
             ("queue_full", "Publishes refused because a queue was full", sample.queue_full),
+            ("refused_publishes", "Publishes refused for another reason, dropped at QoS 0", sample.refused),
             ("unknown_acks", "Acknowledgements that answered nothing", sample.unknown_acks),
             (
                 "mailbox_degraded",

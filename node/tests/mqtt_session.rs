@@ -129,6 +129,7 @@ fn connect_packet(receive_maximum: u16) -> Connect {
         receive_maximum,
         packet_bytes_max: None,
         has_auth_method: false,
+        wants_problems: true,
         username: None,
         password: None,
         will: None,

@@ -286,6 +286,10 @@ pub enum Setting {
     IdempotencyKeysMax(u64),
     /// How long an idempotency key is remembered, in seconds; 0 for not at all.
     IdempotencyWindow(u32),
+    /// Longest delay of a delayed publish in seconds.
+    DelayMax(u32),
+    /// Byte bound of all delayed publishes that wait; 0 for none.
+    DelayedBytesMax(u64),
 }
 
 /// What happens to a message for which a session's queue has no room.

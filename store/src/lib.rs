@@ -9,6 +9,7 @@
 pub mod access;
 pub mod codec;
 pub mod command;
+pub mod delayed;
 pub mod effect;
 pub mod files;
 pub mod idempotency;

@@ -61,7 +61,9 @@ fn packet_id() -> impl Strategy<Value = PacketId> {
 }
 
 fn any_topic() -> impl Strategy<Value = TopicName> {
-    prop_oneof![Just("a"), Just("a/b"), Just("/"), Just("$a"), Just("a//b")].prop_map(topic)
+    let delayed = ["$delayed/2/a", "$delayed/0/a/b", "$delayed/4294967295/a", "$delayed/x/a", "$delayed/1/"];
+    let others = prop_oneof![Just("a"), Just("a/b"), Just("/"), Just("$a"), Just("a//b")];
+    prop_oneof![4 => others, 1 => prop::sample::select(delayed.to_vec())].prop_map(topic)
 }
 
 fn any_filter() -> impl Strategy<Value = TopicFilter> {
@@ -157,6 +159,8 @@ fn setting() -> impl Strategy<Value = Setting> {
         Just(Setting::QueueFullPolicy(QueueFullPolicy::DropOldest)),
         Just(Setting::QueueFullPolicy(QueueFullPolicy::Reject)),
         seconds().prop_map(Setting::SessionExpiryMax),
+        seconds().prop_map(Setting::DelayMax),
+        prop_oneof![Just(0), 50..1000_u64, Just(u64::MAX)].prop_map(Setting::DelayedBytesMax),
         number().prop_map(Setting::IdempotencyKeysMax),
         seconds().prop_map(Setting::IdempotencyWindow),
     ]

@@ -140,6 +140,8 @@ fn commands() -> Vec<Command> {
         Command::Set(Setting::SessionExpiryMax(604_800)),
         Command::Set(Setting::IdempotencyKeysMax(1_000_000)),
         Command::Set(Setting::IdempotencyWindow(86_400)),
+        Command::Set(Setting::DelayMax(4_294_967)),
+        Command::Set(Setting::DelayedBytesMax(1 << 28)),
         Command::EndSession { session: from().session },
     ]
 }
@@ -165,6 +167,8 @@ fn name(command: &Command) -> &'static str {
         Command::Set(Setting::SessionExpiryMax(_)) => "command_set_session_expiry_max",
         Command::Set(Setting::IdempotencyKeysMax(_)) => "command_set_idempotency_keys_max",
         Command::Set(Setting::IdempotencyWindow(_)) => "command_set_idempotency_window",
+        Command::Set(Setting::DelayMax(_)) => "command_set_delay_max",
+        Command::Set(Setting::DelayedBytesMax(_)) => "command_set_delayed_bytes_max",
         Command::EndSession { .. } => "command_end_session",
     }
 }
@@ -263,6 +267,7 @@ fn history() -> Rig {
         Command::Close(Close { expiry_s: Some(0), ..testkit::commands::close(doomed, 0) }),
         Command::Publish(keyed("key", publish(o, 1, "nobody", "once"))),
         Command::Publish(keyed("key", publish(None, 1, "nobody", "of another"))),
+        Command::Publish(Publish { expiry_s: Some(60), retain: true, ..publish(o, 2, "$delayed/3600/t/x", "later") }),
     ];
     rig.batch_undrained(2, last);
     rig.machine
@@ -296,9 +301,10 @@ fn rows_are_encoded_as_they_always_were() {
         (RowKind::ContinuationMark, "continuation_mark"),
         (RowKind::Idempotency, "idempotency"),
         (RowKind::IdempotencyOrder, "idempotency_order"),
+        (RowKind::Delayed, "delayed"),
     ];
     let ordinals: Vec<u8> = kinds.iter().map(|(kind, _)| *kind as u8).collect();
-    assert_eq!(ordinals, (1..=15).chain(18..=19).collect::<Vec<u8>>(), "ordinals are on disk");
+    assert_eq!(ordinals, (1..=15).chain(18..=20).collect::<Vec<u8>>(), "ordinals are on disk");
     for (kind, name) in kinds {
         let of_kind = rig.machine.store().iter().filter(|(key, _)| key[2] == kind as u8);
         let lines: Vec<String> = of_kind.take(4).map(|(key, value)| format!("{} {}\n", hex(key), hex(value))).collect();

@@ -148,6 +148,7 @@ fn random_histories_reach_what_they_are_for() {
         "QoS 2 repeated",
         "key repeated",
         "refused",
+        "delayed",
         "released",
         "fenced",
         "void",

@@ -112,6 +112,19 @@ pub fn ack_of(frame: &Frame<'_>) -> Result<Ack, WireError> {
     Ok(Ack { kind, id, code })
 }
 
+/// The properties of a PUBACK, PUBREC, PUBREL or PUBCOMP of 5.0, which [`ack_of`] passes over.
+///
+/// # Errors
+/// [`WireError`] when it has none that can be read.
+pub fn ack_properties_of(frame: &Frame<'_>) -> Result<Vec<Property>, WireError> {
+    let mut reader = Reader::new(frame.kind(), frame.body);
+    reader.u16()?;
+    if !reader.is_empty() {
+        reader.u8()?;
+    }
+    reader.trailing_properties()
+}
+
 /// Any packet of a broker.
 ///
 /// # Errors

@@ -8,7 +8,7 @@ mod decode;
 pub mod encode;
 pub mod property;
 
-pub use decode::{ack_of, decode, publish_of};
+pub use decode::{ack_of, ack_properties_of, decode, publish_of};
 
 use thiserror::Error;
 

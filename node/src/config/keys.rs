@@ -123,6 +123,15 @@ keys! {
         bootstrap_queue_full: QueueFull = QueueFull::Reject;
         /// First start of a new cluster: largest Session Expiry Interval. 604800 is 7 days.
         bootstrap_session_expiry_s_max: u32 = 604_800;
+        /// First start of a new cluster: how many idempotency keys are remembered, of all users together. The oldest
+        /// go first; a key takes about 150 bytes of disk and no memory. 0: none are.
+        bootstrap_idempotency_keys_max: u64 = 1_000_000;
+        /// First start of a new cluster: how long an idempotency key is remembered. 86400 is a day.
+        bootstrap_idempotency_window_s: u32 = 86_400;
+        /// First start of a new cluster: longest delay of a publish to `$delayed/SECONDS/TOPIC`.
+        bootstrap_delay_s_max: u32 = 4_294_967;
+        /// First start of a new cluster: bytes of delayed publishes that may wait. 0: none are taken.
+        bootstrap_delayed_bytes_max: u64 = 268_435_456;
     }
     "Logging" {
         /// `text` for people, `json` for machines; one line an event on standard error.

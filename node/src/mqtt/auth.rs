@@ -67,6 +67,7 @@ mod tests {
             receive_maximum: 1,
             packet_bytes_max: None,
             has_auth_method: false,
+            wants_problems: true,
             username: Some("u".into()),
             password: None,
             will: None,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use quorate_store::codec::Payload;
 use quorate_store::command::{SubscribeOptions, Will};
-use quorate_store::ids::{PacketId, QoS};
+use quorate_store::ids::{PacketId, Position, QoS};
 use quorate_store::message::{MessageProperties, SharedMessage};
 use quorate_store::topic::{TopicFilter, TopicName};
 
@@ -102,6 +102,8 @@ pub struct Connect {
     pub packet_bytes_max: Option<u32>,
     /// Whether it asks for enhanced authentication.
     pub has_auth_method: bool,
+    /// Request Problem Information: Reason Strings on any packet, not only on CONNACK and DISCONNECT.
+    pub wants_problems: bool,
     /// User Name.
     pub username: Option<String>,
     /// Password.
@@ -155,6 +157,10 @@ pub enum Outgoing {
     PubAck(PacketId, Reason),
     /// PUBREC
     PubRec(PacketId, Reason),
+    /// PUBACK with the position of the message, as a user property
+    PubAckAt(PacketId, Reason, Position),
+    /// PUBREC likewise
+    PubRecAt(PacketId, Reason, Position),
     /// PUBREL
     PubRel(PacketId, Reason),
     /// PUBCOMP

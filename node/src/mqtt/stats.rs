@@ -34,6 +34,8 @@ pub struct Stats {
     pub transient_overflows: AtomicU64,
     /// Publishes refused by a full queue.
     pub queue_full: AtomicU64,
+    /// Publishes that were not taken for another reason.
+    pub refused: AtomicU64,
     /// Acknowledgements that answered nothing.
     pub unknown_acks: AtomicU64,
     /// Pages of queues read.
@@ -62,6 +64,7 @@ impl Default for Stats {
             qos0_dropped: AtomicU64::new(0),
             transient_overflows: AtomicU64::new(0),
             queue_full: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
             unknown_acks: AtomicU64::new(0),
             pages: AtomicU64::new(0),
             busy: AtomicU64::new(0),
@@ -92,6 +95,7 @@ impl Stats {
         add(&self.qos0_dropped, counts.qos0_dropped);
         add(&self.transient_overflows, counts.transient_overflows);
         add(&self.queue_full, counts.queue_full);
+        add(&self.refused, counts.refused);
         add(&self.unknown_acks, counts.unknown_acks);
         add(&self.acks_before_commit, counts.acks_before_commit);
     }
@@ -122,6 +126,8 @@ pub struct StatsSnapshot {
     pub qos0_dropped: u64,
     pub transient_overflows: u64,
     pub queue_full: u64,
+    /// See [`Stats::refused`].
+    pub refused: u64,
     pub unknown_acks: u64,
     pub pages: u64,
     pub busy: u64,
@@ -163,6 +169,7 @@ impl StatsSnapshot {
             qos0_dropped: sum(|s| &s.qos0_dropped),
             transient_overflows: sum(|s| &s.transient_overflows),
             queue_full: sum(|s| &s.queue_full),
+            refused: sum(|s| &s.refused),
             unknown_acks: sum(|s| &s.unknown_acks),
             pages: sum(|s| &s.pages),
             busy: sum(|s| &s.busy),

@@ -190,6 +190,7 @@ pub(crate) fn sample(stats: &StatsSnapshot) -> MqttSample {
         qos0_dropped: stats.qos0_dropped,
         transient_overflows: stats.transient_overflows,
         queue_full: stats.queue_full,
+        refused: stats.refused,
         unknown_acks: stats.unknown_acks,
         mailbox_degraded: stats.mailbox_degraded,
         pages: stats.pages,

@@ -272,6 +272,10 @@ async fn commit_settings(config: Config, cluster: Cluster) {
         Setting::QueueBytesMax(queue_bytes_max),
         Setting::QueueFullPolicy(policy),
         Setting::SessionExpiryMax(config.bootstrap_session_expiry_s_max),
+        Setting::IdempotencyKeysMax(config.bootstrap_idempotency_keys_max),
+        Setting::IdempotencyWindow(config.bootstrap_idempotency_window_s),
+        Setting::DelayMax(config.bootstrap_delay_s_max),
+        Setting::DelayedBytesMax(config.bootstrap_delayed_bytes_max),
     ] {
         while let Err(error) = cluster.propose_direct(Command::Set(setting)).await {
             tracing::debug!(%error, ?setting, "a setting of the new cluster is not committed yet");

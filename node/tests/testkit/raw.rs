@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use quorate_jepsen::wire::encode;
 pub(crate) use quorate_jepsen::wire::encode::{Connect, Will};
-use quorate_jepsen::wire::{Ack, AckKind, Packet, Publish, Version, decode, frame};
+use quorate_jepsen::wire::property::{Property, USER, Value};
+use quorate_jepsen::wire::{Ack, AckKind, Frame, Packet, Publish, Version};
+use quorate_jepsen::wire::{ack_of, ack_properties_of, decode, frame};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -35,6 +37,12 @@ pub(crate) fn publish(topic: &str, qos: u8, id: u16, dup: bool, payload: &str) -
         properties: Vec::new(),
         payload: payload.as_bytes().to_vec(),
     }
+}
+
+/// [`publish`] with an idempotency key.
+pub(crate) fn keyed(key: &str, publish: Publish) -> Publish {
+    let value = Value::Pair("idempotency-key".to_owned(), key.to_owned());
+    Publish { properties: vec![Property { id: USER, value }], ..publish }
 }
 
 impl Raw {
@@ -137,12 +145,16 @@ impl Raw {
     }
 
     async fn read(&mut self) -> Option<Packet> {
+        let version = self.version;
+        self.read_frame(|frame| decode(frame, version).unwrap_or_else(|e| panic!("{e}: {frame:?}"))).await
+    }
+
+    async fn read_frame<T>(&mut self, read: impl FnOnce(&Frame<'_>) -> T) -> Option<T> {
         loop {
             if let Some(frame) = frame(&self.input).unwrap() {
-                let packet = decode(&frame, self.version).unwrap_or_else(|e| panic!("{e}: {frame:?}"));
-                let bytes = frame.bytes;
+                let (read, bytes) = (read(&frame), frame.bytes);
                 self.input.drain(..bytes);
-                return Some(packet);
+                return Some(read);
             }
             // A reset is a close.
             if self.stream.read_buf(&mut self.input).await.unwrap_or(0) == 0 {
@@ -157,6 +169,21 @@ impl Raw {
             Packet::Ack(ack) if ack.kind == kind && ack.id == id && ack.code < 0x80 => {}
             other => panic!("wanted {kind:?} {id}, got {other:?}"),
         }
+    }
+
+    /// The next packet is this acknowledgement; its reason code and its user property `position`.
+    pub(crate) async fn expect_ack_at(&mut self, kind: AckKind, id: u16) -> (u8, Option<String>) {
+        let read = self.read_frame(|frame| (ack_of(frame).unwrap(), ack_properties_of(frame).unwrap()));
+        let (ack, properties) = tokio::time::timeout(SOON, read)
+            .await
+            .expect("the broker sends nothing")
+            .expect("the connection is closed");
+        assert_eq!((ack.kind, ack.id), (kind, id));
+        let position = properties.into_iter().find_map(|property| match property.value {
+            Value::Pair(name, value) if property.id == USER && name == "position" => Some(value),
+            _ => None,
+        });
+        (ack.code, position)
     }
 
     /// The next packet is a PUBLISH.

@@ -13,6 +13,7 @@
 //! |---|---|
 //! | [`connect`] | CONNECT, the end of a connection, the end of a session |
 //! | [`publish`] | PUBLISH, inbound QoS 2, wills |
+//! | [`delayed`] | publishes that wait for their time |
 //! | [`idempotency`] | publishes that were published before, by their keys |
 //! | [`queue`] | rows of a session's queue: append, settle |
 //! | [`references`] | how many queue rows point to a message |
@@ -25,6 +26,7 @@
 
 mod connect;
 mod continuations;
+mod delayed;
 mod idempotency;
 mod nodes;
 mod open;
@@ -55,6 +57,7 @@ use crate::rows::value::{AppliedRow, NodeRow, NumberRow, SettingRow, Value, shar
 use crate::rows::{RowStore, RowsError, digest};
 use crate::topic::TopicName;
 use continuations::Continuations;
+use delayed::Waiting;
 use idempotency::Idempotency;
 use references::References;
 use state::{Deadline, RetainedExpiry, Session, Sessions};
@@ -129,6 +132,10 @@ pub struct Settings {
     pub idempotency_keys_max: u64,
     /// How long they are, seconds.
     pub idempotency_window_s: u32,
+    /// Longest delay of a delayed publish, seconds.
+    pub delay_s_max: u32,
+    /// Byte bound of all delayed publishes that wait.
+    pub delayed_bytes_max: u64,
 }
 
 impl Default for Settings {
@@ -139,6 +146,8 @@ impl Default for Settings {
             session_expiry_s_max: 7 * 24 * 3600,
             idempotency_keys_max: 1_000_000,
             idempotency_window_s: 24 * 3600,
+            delay_s_max: 4_294_967,
+            delayed_bytes_max: 256 << 20,
         }
     }
 }
@@ -151,6 +160,8 @@ impl Settings {
             Setting::SessionExpiryMax(seconds) => self.session_expiry_s_max = seconds,
             Setting::IdempotencyKeysMax(keys) => self.idempotency_keys_max = keys,
             Setting::IdempotencyWindow(seconds) => self.idempotency_window_s = seconds,
+            Setting::DelayMax(seconds) => self.delay_s_max = seconds,
+            Setting::DelayedBytesMax(bytes) => self.delayed_bytes_max = bytes,
         }
     }
 }
@@ -181,6 +192,7 @@ pub struct Machine<S> {
     retained_expiry: RetainedExpiry,
     references: References,
     idempotency: Idempotency,
+    waiting: Waiting,
     /// Retained messages that the current entry's SUBSCRIBEs may still look at.
     retained_budget: usize,
     /// Next number for what apply itself publishes in the current entry.
@@ -194,8 +206,8 @@ pub struct Machine<S> {
 
 /// Commands of one batch that are applied; what is beyond is answered as void. A proposer cuts batches of some dozens.
 const COMMANDS_MAX: usize = 1 << 18;
-/// Numbers of one entry that may be given away freely: the rest is kept for wills, which cannot be refused. A command
-/// sets off one will at most, and a step of the timers no more than it has rows.
+/// Numbers of one entry that may be given away freely: the rest is kept for wills and delayed publishes, which cannot be
+/// refused. A command sets off one will at most, and a step of the timers no more than it has rows.
 const NUMBERS_MAX: usize = Position::NUMBER_MAX as usize - COMMANDS_MAX - timers::STEP_ROWS;
 
 impl<S: RowStore> Machine<S> {
@@ -392,6 +404,8 @@ impl<S: RowStore> Machine<S> {
             Setting::SessionExpiryMax(_) => 3,
             Setting::IdempotencyKeysMax(_) => 4,
             Setting::IdempotencyWindow(_) => 5,
+            Setting::DelayMax(_) => 6,
+            Setting::DelayedBytesMax(_) => 7,
         };
         self.rows.put(key::setting(ordinal), SettingRow(setting).to_bytes()?);
         Ok(Outcome::Done)

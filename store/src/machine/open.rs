@@ -17,6 +17,7 @@ use crate::rows::{RowRead, RowStore, RowsError};
 use crate::topic::TopicFilter;
 
 use super::continuations::Continuations;
+use super::delayed::Waiting;
 use super::idempotency::Idempotency;
 use super::references::References;
 use super::state::{Deadline, DeadlineKind, RetainedExpiry, Session, Sessions};
@@ -52,6 +53,7 @@ impl<S: RowStore> Machine<S> {
             retained_expiry: RetainedExpiry::default(),
             references: References::default(),
             idempotency: Idempotency::default(),
+            waiting: Waiting::default(),
             retained_budget: 0,
             next_number: 0,
             pending: Vec::new(),
@@ -63,6 +65,7 @@ impl<S: RowStore> Machine<S> {
         machine.load_continuations()?;
         machine.load_retained()?;
         machine.load_idempotency()?;
+        machine.load_delayed()?;
         Ok(machine)
     }
 

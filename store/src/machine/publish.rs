@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use crate::command::{Publish, QueueFullPolicy};
+use crate::delayed;
 use crate::effect::{EffectSink, Outcome};
 use crate::idempotency;
 use crate::ids::{ClusterTime, PacketId, Position, QoS, SessionId};
@@ -17,10 +18,12 @@ use super::{Machine, MachineError};
 
 /// PUBACK and PUBREC reason code: the PUBLISH is valid but the receiver is not willing to accept it.
 const NOT_ACCEPTED: u8 = 0x83;
+/// PUBACK and PUBREC reason code: Topic Name invalid.
+const TOPIC_NAME_INVALID: u8 = 0x90;
 
 /// Whether a message can be refused for want of room.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Refusal {
+pub(super) enum Refusal {
     /// A publisher hears of it.
     Possible,
     /// Nobody would: the full session's copy is dropped and counted.
@@ -55,6 +58,30 @@ impl<S: RowStore> Machine<S> {
         if is_recorded {
             return Ok(Outcome::AlreadyRecorded);
         }
+        let outcome = match delayed::split(&publish.topic) {
+            None => self.publish_now(position, publish, fx)?,
+            Some(Ok(delayed)) => self.delay(position, publish, delayed)?,
+            Some(Err(_)) => Outcome::Refused(TOPIC_NAME_INVALID),
+        };
+        if !matches!(outcome, Outcome::Published { .. }) {
+            // Nothing was written; in particular neither a packet identifier nor an idempotency key was recorded.
+            return Ok(outcome);
+        }
+        if let Some((id, packet_id)) = inbound {
+            self.record_inbound(id, packet_id, position)?;
+        }
+        if let Some(named) = named {
+            self.remember(named, position)?;
+        }
+        Ok(outcome)
+    }
+
+    fn publish_now(
+        &mut self,
+        position: Position,
+        publish: &Publish,
+        fx: &mut dyn EffectSink,
+    ) -> Result<Outcome, MachineError> {
         let message = Message {
             position,
             topic: publish.topic.clone(),
@@ -66,17 +93,8 @@ impl<S: RowStore> Machine<S> {
             payload: publish.payload.clone(),
         };
         let publisher = publish.from.map(|from| from.session);
-        let Some(matched) = self.spread(message, publisher, Refusal::Possible, fx)? else {
-            // Nothing was written; in particular neither a packet identifier nor an idempotency key was recorded.
-            return Ok(Outcome::QueueFull);
-        };
-        if let Some((id, packet_id)) = inbound {
-            self.record_inbound(id, packet_id, position)?;
-        }
-        if let Some(named) = named {
-            self.remember(named, position)?;
-        }
-        Ok(Outcome::Published { position, matched })
+        let matched = self.spread(message, publisher, Refusal::Possible, fx)?;
+        Ok(matched.map_or(Outcome::QueueFull, |matched| Outcome::Published { position, matched }))
     }
 
     /// The message and its identifier are one commit: before PUBREC, both or neither.
@@ -125,7 +143,7 @@ impl<S: RowStore> Machine<S> {
 
     /// Gives `message` to all whose subscriptions match, and to the retained messages when it says so. `None`
     /// when a full queue refused it, before anything was written; else whether a subscription matched.
-    fn spread(
+    pub(super) fn spread(
         &mut self,
         message: Message,
         publisher: Option<SessionId>,

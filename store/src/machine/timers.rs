@@ -20,7 +20,7 @@ impl<S: RowStore> Machine<S> {
     /// Whether something waits for time to pass: the leader must tick.
     #[must_use]
     pub fn has_deadlines(&self) -> bool {
-        !self.deadlines.is_empty() || !self.retained_expiry.is_empty()
+        !self.deadlines.is_empty() || !self.retained_expiry.is_empty() || !self.waiting.is_empty()
     }
 
     /// Whether something waits for entries only: the leader must tick at once.
@@ -30,6 +30,7 @@ impl<S: RowStore> Machine<S> {
         !self.continuations.is_empty()
             || self.deadlines.first().is_some_and(|d| d.at <= now)
             || self.retained_expiry.is_due(now)
+            || self.waiting.is_due(now)
             || self.has_surplus_keys()
             || !self.sessions.orphans(|i| self.streams.contains_key(&i), 1).is_empty()
     }
@@ -54,6 +55,7 @@ impl<S: RowStore> Machine<S> {
                 DeadlineKind::Expiry => self.end_session(due.session, fx)?,
             }
         }
+        self.advance_delayed(&mut budget, fx)?;
         while budget > 0 {
             let Some(topic) = self.retained_expiry.take_due(self.applied.time) else { break };
             budget -= 1;

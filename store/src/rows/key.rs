@@ -23,6 +23,7 @@
 //! | 15 continuation mark | continuation u64, topic UTF-8 | empty: this topic's retained value is delivered |
 //! | 18 idempotency key | user: u32 (0 anonymous, else its length + 1) and UTF-8; key UTF-8 | `IdempotencyRow` |
 //! | 19 idempotency order | position u64 | `IdempotencyOrderRow` |
+//! | 20 delayed | due u64, position u64 of the PUBLISH | `DelayedRow` |
 //!
 //! Ordinals are on disk: kept for ever, only appended.
 
@@ -30,7 +31,7 @@ use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt;
 
-use crate::ids::{GroupId, Incarnation, NodeId, PacketId, Position, QueueSeq, SessionId};
+use crate::ids::{ClusterTime, GroupId, Incarnation, NodeId, PacketId, Position, QueueSeq, SessionId};
 
 /// What a row is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,8 @@ pub enum RowKind {
     Idempotency = 18,
     /// Idempotency keys in the order in which they came.
     IdempotencyOrder = 19,
+    /// A delayed publish.
+    Delayed = 20,
 }
 
 /// The rows of kind meta.
@@ -275,6 +278,12 @@ pub fn idempotency(name: &[u8]) -> Key {
 pub fn idempotency_name(user: Option<&str>, key: &str) -> Vec<u8> {
     let user_len = user.map_or(0, |user| u32::try_from(user.len()).unwrap_or(u32::MAX - 1) + 1);
     [&user_len.to_be_bytes(), user.unwrap_or_default().as_bytes(), key.as_bytes()].concat()
+}
+
+/// Kind 20.
+#[must_use]
+pub fn delayed(due: ClusterTime, position: Position) -> Key {
+    Key::with(RowKind::Delayed, &due.0.to_be_bytes()).and(&position.as_u64().to_be_bytes())
 }
 
 /// What follows group and kind.

@@ -73,6 +73,13 @@ impl Enveloped for WillRow {
     }
 }
 
+impl Enveloped for DelayedRow {
+    const KIND: Kind = Kind::Row;
+    fn payloads(&self, f: &mut dyn FnMut(&Payload)) {
+        f(&self.message.payload);
+    }
+}
+
 /// Where in the log these rows are.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
 pub struct AppliedRow {
@@ -117,6 +124,18 @@ pub struct WillRow {
     pub due_at: Option<ClusterTime>,
     /// What.
     pub will: Will,
+}
+
+/// A delayed publish, from its commit until it is published.
+#[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
+#[bincode(decode_context = "PayloadSource")]
+pub struct DelayedRow {
+    /// Client Identifier of the publisher: its own No Local subscriptions do not get it, whatever its session then.
+    pub publisher: Option<String>,
+    /// Message Expiry Interval in seconds, counted from its publication.
+    pub expiry_s: Option<u32>,
+    /// The message with its real topic, and the position of its PUBLISH.
+    pub message: Message,
 }
 
 /// A subscription.

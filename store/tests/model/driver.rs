@@ -203,6 +203,7 @@ impl Driver {
                 self.direct(Command::Set(Setting::IdempotencyKeysMax(*keys)))?;
                 self.direct(Command::Set(Setting::IdempotencyWindow(*seconds)))
             }
+            Op::DelayMax(seconds) => self.direct(Command::Set(Setting::DelayMax(*seconds))),
             Op::Bound { bytes, drop_oldest } if self.is_bounded => {
                 let policy = if *drop_oldest { QueueFullPolicy::DropOldest } else { QueueFullPolicy::Reject };
                 self.direct(Command::Set(Setting::QueueFullPolicy(policy)))?;
@@ -305,16 +306,18 @@ impl Driver {
                 let close = Close { from, drop_will: *drop_will, expiry_s, sent_until: QueueSeq(sent_until) };
                 Some(Command::Close(close))
             }
-            Cmd::Publish { who, admin, qos: q, retain, empty, topic: t, id, expiry_s, keys } => {
+            Cmd::Publish { who, admin, qos: q, retain, empty, topic: t, id, expiry_s, keys, delay_s } => {
                 let n = self.count();
                 let from = if *admin { None } else { Some(self.who(incarnation, *who)?) };
                 let text = if *empty { String::new() } else { format!("m{n}") };
+                let name = TOPICS[usize::from(*t) % TOPICS.len()];
+                let delayed = delay_s.filter(|_| !self.is_bounded).map(|s| format!("$delayed/{s}/{name}"));
                 Some(Command::Publish(Publish {
                     from,
                     packet_id: (*q == 2 && !admin).then(|| packet_id(u16::from(*id))),
                     qos: qos(*q),
                     retain: *retain,
-                    topic: topic(TOPICS[usize::from(*t) % TOPICS.len()]),
+                    topic: topic(delayed.as_deref().unwrap_or(name)),
                     properties: if self.is_bounded { None } else { with_keys(*keys) },
                     expiry_s: expiry_s.filter(|_| !self.is_bounded),
                     payload: payload(&text),
@@ -393,6 +396,7 @@ impl Cmd {
             id: 1,
             expiry_s: None,
             keys: 0,
+            delay_s: None,
         }
     }
 }

@@ -46,6 +46,9 @@ impl Driver {
                 _ => continue,
             });
         }
+        if !self.model.later.is_empty() {
+            reached.push("delayed");
+        }
         if happened.is_silent() {
             reached.push("ignored");
         }
@@ -113,6 +116,7 @@ impl Driver {
             (RowKind::ContinuationMark, 0),
             (RowKind::Idempotency, self.model.known.len()),
             (RowKind::IdempotencyOrder, self.model.known.len()),
+            (RowKind::Delayed, self.model.later.len()),
         ];
         for (kind, want) in want {
             let got = kinds.get(&(kind as u8)).copied().unwrap_or(0);

@@ -24,7 +24,7 @@ use quorate_store::effect::{KickReason, Outcome};
 use quorate_store::ids::{BatchSeq, Epoch, Incarnation, NodeId, PacketId, Position, QoS, SessionId};
 use quorate_store::topic::TopicFilter;
 
-use state::{Known, Life, Msg, Node, Session, Settings, Sub};
+use state::{Known, Later, Life, Msg, Node, Session, Settings, Sub};
 
 /// What the machine has to say about one entry.
 #[derive(Debug)]
@@ -92,6 +92,8 @@ pub(crate) struct Model {
     pub(crate) next_node: u64,
     /// Publishes that are remembered by their keys, in order.
     pub(crate) known: Vec<Known>,
+    /// Delayed publishes, by when they are due and their positions.
+    pub(crate) later: BTreeMap<(u64, Position), Later>,
     /// Payload of each will that was published, in no particular order.
     pub(crate) wills_published: Vec<Vec<u8>>,
     /// Whether rows are charged for; only tests of the bound need it.
@@ -136,6 +138,7 @@ impl Model {
             },
         };
         self.publish_due_wills();
+        self.publish_what_was_delayed();
         self.mark_rows_that_may_be_gone();
         self.forget_old_keys();
         let take = std::mem::take::<Vec<Sent>>;
@@ -155,7 +158,7 @@ impl Model {
 
     /// Whether a tick is needed for something to happen.
     pub(crate) fn waits_for_time(&self) -> bool {
-        self.sessions.values().any(|s| s.expires_at.is_some() || s.will_due.is_some())
+        !self.later.is_empty() || self.sessions.values().any(|s| s.expires_at.is_some() || s.will_due.is_some())
     }
 
     fn publish_due_wills(&mut self) {
@@ -231,6 +234,8 @@ impl Model {
                     Setting::SessionExpiryMax(seconds) => self.settings.session_expiry_max = seconds,
                     Setting::IdempotencyKeysMax(keys) => self.settings.keys_max = keys,
                     Setting::IdempotencyWindow(seconds) => self.settings.key_window_s = seconds,
+                    Setting::DelayMax(seconds) => self.settings.delay_max = seconds,
+                    Setting::DelayedBytesMax(_) => {}
                 }
                 Want::Is(Outcome::Done)
             }
@@ -482,6 +487,15 @@ impl Model {
         self.spread(&msg, Some(id));
     }
 
+    fn publish_what_was_delayed(&mut self) {
+        let now = self.time;
+        for (_, later) in self.later.extract_if(.., |(due, _), _| *due <= now).collect::<Vec<_>>() {
+            let publisher = later.publisher.and_then(|client_id| self.session_of(&client_id)).map(|s| s.id);
+            let expires_at = later.expiry_s.map(|s| now + u64::from(s) * 1000);
+            self.spread(&Msg { expires_at, ..later.msg }, publisher);
+        }
+    }
+
     fn publish(&mut self, position: Position, publish: &Publish) -> Want {
         let mut user = None;
         let mut is_recorded = false;
@@ -509,6 +523,24 @@ impl Model {
             position: Some(position),
         };
         let publisher = publish.from.map(|from| from.session);
+        let delay = publish.topic.as_str().strip_prefix("$delayed/").and_then(|rest| rest.split_once('/'));
+        if let Some((seconds, topic)) = delay {
+            let seconds: u32 = seconds.parse().expect("the driver writes numbers");
+            if seconds > self.settings.delay_max {
+                return Want::Is(Outcome::Refused(0x97));
+            }
+            let later = Later {
+                publisher: publish.from.and_then(|from| self.fenced(from)).map(|s| s.client_id.clone()),
+                expiry_s: publish.expiry_s,
+                msg: Msg { topic: topic.to_owned(), expires_at: None, position: None, ..msg },
+            };
+            self.later.insert((self.time + u64::from(seconds) * 1000, position), later);
+            self.record_identifier(publish);
+            if let Ok(Some(key)) = key {
+                self.come_to_know(user, key, position);
+            }
+            return Want::Is(Outcome::Published { position, matched: true });
+        }
         if self.is_refused(&msg, publisher) {
             return Want::Is(Outcome::QueueFull);
         }

@@ -36,6 +36,8 @@ pub(crate) enum Op {
     ExpiryMax(u32),
     /// How many idempotency keys are remembered, and how long.
     KeyWindow { keys: u64, seconds: u32 },
+    /// Longest delay.
+    DelayMax(u32),
     /// The bound of a queue, and what happens there. Only in histories that are about it.
     Bound { bytes: u64, drop_oldest: bool },
     /// An operator ends a session.
@@ -80,6 +82,7 @@ pub(crate) enum Cmd {
         expiry_s: Option<u32>,
         /// Idempotency keys: those of the bits that are set.
         keys: u8,
+        delay_s: Option<u32>,
     },
     Release {
         who: Who,
@@ -163,8 +166,9 @@ fn publish() -> impl Strategy<Value = Cmd> {
     let expiry_s = prop_oneof![5 => Just(None), 1 => Just(Some(1)), 1 => Just(Some(5))];
     let flag = |p| prop::bool::weighted(p);
     let keys = prop_oneof![6 => Just(0), 1 => Just(1), 1 => Just(2), 1 => 0..16_u8];
-    (who(), flag(0.1), granted(), flag(0.3), flag(0.1), any::<u8>(), 1..4_u8, expiry_s, keys).prop_map(
-        |(who, admin, qos, retain, empty, topic, id, expiry_s, keys)| Cmd::Publish {
+    let delay_s = prop_oneof![8 => Just(None), 1 => (0..5_u32).prop_map(Some), 1 => Just(Some(100))];
+    (who(), flag(0.1), granted(), flag(0.3), flag(0.1), any::<u8>(), 1..4_u8, expiry_s, keys, delay_s).prop_map(
+        |(who, admin, qos, retain, empty, topic, id, expiry_s, keys, delay_s)| Cmd::Publish {
             who,
             admin,
             qos,
@@ -174,6 +178,7 @@ fn publish() -> impl Strategy<Value = Cmd> {
             id,
             expiry_s,
             keys,
+            delay_s,
         },
     )
 }
@@ -231,6 +236,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(bytes, drop_oldest)| Op::Bound { bytes, drop_oldest }),
         1 => (prop_oneof![Just(0), Just(1), Just(2), Just(1_000_000)], prop_oneof![Just(0), Just(2), Just(100)])
             .prop_map(|(keys, seconds)| Op::KeyWindow { keys, seconds }),
+        1 => prop_oneof![Just(2), Just(1000)].prop_map(Op::DelayMax),
         1 => (0..CLIENTS).prop_map(Op::EndSession),
         2 => Just(Op::Reopen),
     ]

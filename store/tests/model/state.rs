@@ -142,6 +142,15 @@ pub(crate) struct Settings {
     pub(crate) session_expiry_max: u32,
     pub(crate) keys_max: u64,
     pub(crate) key_window_s: u32,
+    pub(crate) delay_max: u32,
+}
+
+/// A publish that waits for its time.
+#[derive(Clone, Debug)]
+pub(crate) struct Later {
+    pub(crate) publisher: Option<String>,
+    pub(crate) expiry_s: Option<u32>,
+    pub(crate) msg: Msg,
 }
 
 impl Default for Settings {
@@ -152,6 +161,7 @@ impl Default for Settings {
             session_expiry_max: 7 * 24 * 3600,
             keys_max: 1_000_000,
             key_window_s: 24 * 3600,
+            delay_max: 4_294_967,
         }
     }
 }

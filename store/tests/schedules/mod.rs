@@ -2,6 +2,7 @@
 
 mod bounded;
 mod cursors;
+mod delayed;
 mod idempotency;
 mod nodes;
 mod qos2;

@@ -75,6 +75,7 @@ pub(crate) fn reopened(machine: &Machine<MemRows>) -> Machine<MemRows> {
     assert_eq!(again.sessions(), machine.sessions());
     assert_eq!(again.nodes(), machine.nodes());
     assert_eq!(again.settings(), machine.settings());
+    assert_eq!(again.delayed(), machine.delayed());
     assert_eq!((again.has_deadlines(), again.has_continuations()), (timed, continued));
     again
 }

@@ -5,6 +5,7 @@ use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use quorate_store::command::{self, Command};
+use quorate_store::delayed;
 use quorate_store::effect::Connected;
 use quorate_store::ids::{ClusterTime, QueueSeq};
 
@@ -72,6 +73,7 @@ impl Session {
             keep_alive_ms: u64::from(keep_alive_s) * 1500,
             heard_ms: now.mono_ms,
             packet_bytes_max: connect.packet_bytes_max.map_or(usize::MAX - 1, |n| n as usize),
+            wants_problems: connect.wants_problems,
             next_request: 0,
             pending: VecDeque::new(),
             logged_qos0: 0,
@@ -117,6 +119,10 @@ impl Session {
         let nameless = connect.client_id.is_empty();
         if nameless && (self.version == Version::V31 || (self.version == Version::V311 && !connect.clean_start)) {
             return Some((Reason::CLIENT_IDENTIFIER_NOT_VALID, None)); // [MQTT-3.1.3-8]
+        }
+        let is_delayed = |will: &command::Will| delayed::split(&will.topic).is_some();
+        if connect.will.as_ref().is_some_and(is_delayed) {
+            return Some((Reason::TOPIC_NAME_INVALID, None)); // a will has a delay of its own
         }
         match admission {
             Admission::Granted => None,

@@ -1,5 +1,6 @@
 //! What a client asks: publish, release, subscribe, unsubscribe, disconnect. Each becomes a command; only
-//! QoS 0 without RETAIN goes past the log, and only when nothing logged before it is still on its way.
+//! QoS 0 that asks nothing of the log (no RETAIN, no idempotency key, no delay) goes past it, and only when nothing
+//! logged before it is still on its way.
 
 use quorate_store::command::{self, Command};
 use quorate_store::ids::{PacketId, QoS};
@@ -7,6 +8,7 @@ use quorate_store::message::MessageProperties;
 use quorate_store::topic::{TopicFilter, TopicName};
 
 use super::requests::Wait;
+use super::wishes::Wishes;
 use super::{Ending, Output, Session};
 use crate::mqtt::options::DELIVERY_OVERHEAD_BYTES;
 use crate::mqtt::packet::{Outgoing, Publish, Subscribe};
@@ -55,13 +57,17 @@ impl Session {
             return self.end(Ending::Error(Reason::RECEIVE_MAXIMUM_EXCEEDED), out);
         }
         out.counts.publish_in(qos);
+        let wishes = match Wishes::of(&topic, properties.as_deref()) {
+            Ok(wishes) => wishes,
+            Err(reason) => return self.refuse_publish(qos, id, reason, out),
+        };
         let packet_id = if qos == QoS::ExactlyOnce { id } else { None };
         let publish =
             command::Publish { from: Some(from), packet_id, qos, retain, topic, properties, expiry_s, payload };
         let wait = match (qos, id) {
-            (QoS::AtLeastOnce, Some(id)) => Wait::Publish1(id),
-            (QoS::ExactlyOnce, Some(id)) => Wait::Publish2(id),
-            _ if !retain && self.logged_qos0 == 0 => return out.qos0.push(publish),
+            (QoS::AtLeastOnce, Some(id)) => Wait::Publish1(id, wishes.has_key),
+            (QoS::ExactlyOnce, Some(id)) => Wait::Publish2(id, wishes.has_key),
+            _ if !retain && !wishes.need_the_log() && self.logged_qos0 == 0 => return out.qos0.push(publish),
             _ => {
                 self.logged_qos0 += 1;
                 Wait::Publish0

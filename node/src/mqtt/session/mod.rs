@@ -18,6 +18,7 @@ mod requests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 mod tests;
+mod wishes;
 
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
@@ -93,6 +94,8 @@ pub struct Counts {
     pub transient_overflows: u64,
     /// Publishes refused by a full queue.
     pub queue_full: u64,
+    /// Publishes that were not taken for another reason.
+    pub refused: u64,
     /// PUBACK, PUBREC, PUBCOMP that answered nothing.
     pub unknown_acks: u64,
     /// Acknowledgements that were about to leave before their commit was applied: always 0.
@@ -141,6 +144,8 @@ pub struct Session {
     heard_ms: u64,
     /// Maximum Packet Size of the client.
     packet_bytes_max: usize,
+    /// Reason Strings and user properties on any packet [MQTT-3.1.2-29].
+    wants_problems: bool,
     next_request: Request,
     pending: VecDeque<Pending>,
     /// Logged QoS 0 publishes that are not applied: later ones follow them through the log.

@@ -26,10 +26,10 @@ pub(super) enum Wait {
     Connect,
     /// Nothing: QoS 0.
     Publish0,
-    /// PUBACK.
-    Publish1(PacketId),
-    /// PUBREC.
-    Publish2(PacketId),
+    /// PUBACK; and whether the PUBLISH had an idempotency key, so that it tells the position.
+    Publish1(PacketId, bool),
+    /// PUBREC, likewise.
+    Publish2(PacketId, bool),
     /// PUBCOMP.
     Release(PacketId),
     /// The window moves by so many acknowledgements.
@@ -88,34 +88,50 @@ impl Session {
             (Wait::Publish0, outcome) => {
                 self.logged_qos0 = self.logged_qos0.saturating_sub(1);
                 out.counts.queue_full += u64::from(outcome == Outcome::QueueFull);
+                out.counts.refused += u64::from(matches!(outcome, Outcome::Refused(_)));
             }
-            (Wait::Publish1(_) | Wait::Publish2(_), Outcome::Published { position, .. })
-                if position.index() > now.applied =>
-            {
+            (
+                Wait::Publish1(..) | Wait::Publish2(..),
+                Outcome::Published { position, .. } | Outcome::Repeated { position },
+            ) if position.index() > now.applied => {
                 tracing::error!(%position, applied = now.applied, "an acknowledgement before its commit was applied");
                 out.counts.acks_before_commit += 1;
                 self.end(Ending::Error(Reason::IMPLEMENTATION_SPECIFIC_ERROR), out);
             }
-            (Wait::Publish1(id), Outcome::Published { matched, .. }) => {
-                self.acknowledge(Outgoing::PubAck(id, matching(matched)), out);
+            (Wait::Publish1(id, has_key), Outcome::Published { position, matched }) => {
+                let packet = self.placed(Outgoing::PubAck(id, matching(matched)), has_key.then_some(position));
+                self.acknowledge(packet, out);
             }
-            (Wait::Publish2(id), Outcome::Published { matched, .. }) => {
-                self.acknowledge(Outgoing::PubRec(id, matching(matched)), out);
+            (Wait::Publish2(id, has_key), Outcome::Published { position, matched }) => {
+                let packet = self.placed(Outgoing::PubRec(id, matching(matched)), has_key.then_some(position));
+                self.acknowledge(packet, out);
             }
-            (Wait::Publish2(id), Outcome::AlreadyRecorded) => {
+            (Wait::Publish1(id, _), Outcome::Repeated { position }) => {
+                let packet = self.placed(Outgoing::PubAck(id, Reason::SUCCESS), Some(position));
+                self.acknowledge(packet, out);
+            }
+            (Wait::Publish2(id, _), Outcome::Repeated { position }) => {
+                let packet = self.placed(Outgoing::PubRec(id, Reason::SUCCESS), Some(position));
+                self.acknowledge(packet, out);
+            }
+            (Wait::Publish2(id, _), Outcome::AlreadyRecorded) => {
                 self.acknowledge(Outgoing::PubRec(id, Reason::SUCCESS), out);
             }
-            (Wait::Publish1(_) | Wait::Publish2(_), Outcome::QueueFull) if !self.version.is_v5() => {
+            (Wait::Publish1(id, _), Outcome::QueueFull) => {
                 out.counts.queue_full += 1;
-                self.end(Ending::Error(Reason::QUOTA_EXCEEDED), out);
+                self.refused(Outgoing::PubAck(id, Reason::QUOTA_EXCEEDED), Reason::QUOTA_EXCEEDED, out);
             }
-            (Wait::Publish1(id), Outcome::QueueFull) => {
+            (Wait::Publish2(id, _), Outcome::QueueFull) => {
                 out.counts.queue_full += 1;
-                self.acknowledge(Outgoing::PubAck(id, Reason::QUOTA_EXCEEDED), out);
+                self.refused(Outgoing::PubRec(id, Reason::QUOTA_EXCEEDED), Reason::QUOTA_EXCEEDED, out);
             }
-            (Wait::Publish2(id), Outcome::QueueFull) => {
-                out.counts.queue_full += 1;
-                self.acknowledge(Outgoing::PubRec(id, Reason::QUOTA_EXCEEDED), out);
+            (Wait::Publish1(id, _), Outcome::Refused(reason)) => {
+                out.counts.refused += 1;
+                self.refused(Outgoing::PubAck(id, Reason(reason)), Reason(reason), out);
+            }
+            (Wait::Publish2(id, _), Outcome::Refused(reason)) => {
+                out.counts.refused += 1;
+                self.refused(Outgoing::PubRec(id, Reason(reason)), Reason(reason), out);
             }
             (Wait::Release(id), Outcome::Released { known }) => {
                 let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
@@ -137,11 +153,22 @@ impl Session {
         }
     }
 
+    /// A publish that the log refuses. One of 3.1.1 cannot be: its connection is closed.
+    fn refused(&mut self, packet: Outgoing, reason: Reason, out: &mut Output) {
+        if self.version.is_v5() {
+            self.acknowledge(packet, out);
+        } else {
+            self.end(Ending::Error(reason), out);
+        }
+    }
+
     /// The one place from which acknowledgements leave: after their outcome was applied, in turn.
     fn acknowledge(&mut self, packet: Outgoing, out: &mut Output) {
         match &packet {
-            Outgoing::PubAck(..) => self.unanswered_qos1 = self.unanswered_qos1.saturating_sub(1),
-            Outgoing::PubRec(id, reason) => {
+            Outgoing::PubAck(..) | Outgoing::PubAckAt(..) => {
+                self.unanswered_qos1 = self.unanswered_qos1.saturating_sub(1)
+            }
+            Outgoing::PubRec(id, reason) | Outgoing::PubRecAt(id, reason, _) => {
                 self.unanswered_qos2 = self.unanswered_qos2.saturating_sub(1);
                 if reason.is_failure() {
                     self.inbound_qos2.remove(id);

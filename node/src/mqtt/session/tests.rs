@@ -1,4 +1,5 @@
 mod outgoing;
+mod wishes;
 
 use std::sync::Arc;
 
@@ -29,6 +30,7 @@ fn hello(version: Version) -> Connect {
         receive_maximum: 10,
         packet_bytes_max: None,
         has_auth_method: false,
+        wants_problems: true,
         username: None,
         password: None,
         will: None,
@@ -108,6 +110,8 @@ impl Rig {
             Outgoing::Publish(d) => (if d.dup { "dup" } else { "publish" }, d.id.map_or(0, PacketId::get), 0),
             Outgoing::PubAck(id, r) => ("puback", id.get(), r.0),
             Outgoing::PubRec(id, r) => ("pubrec", id.get(), r.0),
+            Outgoing::PubAckAt(id, r, _) => ("puback at", id.get(), r.0),
+            Outgoing::PubRecAt(id, r, _) => ("pubrec at", id.get(), r.0),
             Outgoing::PubRel(id, r) => ("pubrel", id.get(), r.0),
             Outgoing::PubComp(id, r) => ("pubcomp", id.get(), r.0),
             Outgoing::SubAck(id, rs) => ("suback", id.get(), rs.last().map_or(0, |r| r.0)),

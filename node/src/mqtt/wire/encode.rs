@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use ntex::util::{BufMut as _, BytePages};
-use quorate_store::ids::{PacketId, QoS};
+use quorate_store::ids::{PacketId, Position, QoS};
 use quorate_store::message::MessageProperties;
 
 use crate::mqtt::packet::{ConnAck, Delivered, Granted, Outgoing, Version};
@@ -27,6 +27,7 @@ pub(crate) fn encoded_len(version: Version, packet: &Outgoing) -> usize {
         | Outgoing::PubRec(_, reason)
         | Outgoing::PubRel(_, reason)
         | Outgoing::PubComp(_, reason) => 2 + usize::from(v5 && *reason != Reason::SUCCESS),
+        Outgoing::PubAckAt(_, _, position) | Outgoing::PubRecAt(_, _, position) => placed_remaining(v5, *position),
         Outgoing::SubAck(_, reasons) => 2 + usize::from(v5) + reasons.len(),
         Outgoing::UnsubAck(_, reasons) => 2 + if v5 { 1 + reasons.len() } else { 0 },
         Outgoing::PingResp => 0,
@@ -47,6 +48,8 @@ pub(crate) fn encode(version: Version, packet: &Outgoing, out: &mut BytePages) {
         Outgoing::Publish(delivered) => publish(v5, delivered, out),
         Outgoing::PubAck(id, reason) => ack(v5, 0x40, *id, *reason, out),
         Outgoing::PubRec(id, reason) => ack(v5, 0x50, *id, *reason, out),
+        Outgoing::PubAckAt(id, reason, position) => placed(v5, 0x40, *id, *reason, *position, out),
+        Outgoing::PubRecAt(id, reason, position) => placed(v5, 0x50, *id, *reason, *position, out),
         Outgoing::PubRel(id, reason) => ack(v5, 0x62, *id, *reason, out),
         Outgoing::PubComp(id, reason) => ack(v5, 0x70, *id, *reason, out),
         Outgoing::SubAck(id, reasons) => {
@@ -132,6 +135,31 @@ fn ack(v5: bool, first: u8, id: PacketId, reason: Reason, out: &mut BytePages) {
     } else {
         out.put_slice(&[first, 2, a, b]);
     }
+}
+
+/// Name of the user property that tells a publisher where its message stands.
+const POSITION: &str = "position";
+
+/// The property section of an acknowledgement with a position, without its own length: always a short one.
+fn position_len(text: &str) -> usize {
+    1 + 2 + POSITION.len() + 2 + text.len()
+}
+
+fn placed_remaining(v5: bool, position: Position) -> usize {
+    if v5 { 2 + 1 + 1 + position_len(&position.to_string()) } else { 2 }
+}
+
+fn placed(v5: bool, first: u8, id: PacketId, reason: Reason, position: Position, out: &mut BytePages) {
+    if !v5 {
+        return ack(v5, first, id, reason, out);
+    }
+    let position = position.to_string();
+    head(first, 2 + 1 + 1 + position_len(&position), out);
+    out.put_slice(&id.get().to_be_bytes());
+    out.put_u8(reason.0);
+    variable(position_len(&position), out);
+    property_field(0x26, POSITION.as_bytes(), out);
+    field(position.as_bytes(), out);
 }
 
 /// Length of a field with its own length in front; `None` when it is too long for MQTT.

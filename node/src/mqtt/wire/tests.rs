@@ -129,6 +129,8 @@ fn every_other_packet_is_what_an_independent_codec_reads() {
         Outgoing::PubAck(id(1), Reason::SUCCESS),
         Outgoing::PubAck(id(1), Reason::QUOTA_EXCEEDED),
         Outgoing::PubRec(id(2), Reason::NO_MATCHING_SUBSCRIBERS),
+        Outgoing::PubAckAt(id(1), Reason::SUCCESS, Position::new(7, 3)),
+        Outgoing::PubRecAt(id(2), Reason::NO_MATCHING_SUBSCRIBERS, Position::new((1 << 44) - 1, 1 << 19)),
         Outgoing::PubRel(id(3), Reason::SUCCESS),
         Outgoing::PubComp(id(4), Reason::PACKET_IDENTIFIER_NOT_FOUND),
         Outgoing::SubAck(id(5), vec![Reason(0), Reason(2), Reason::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED]),
@@ -154,6 +156,11 @@ fn every_other_packet_is_what_an_independent_codec_reads() {
                 assert_eq!(ack.max_packet_size, Some(1 << 20));
                 assert!(!ack.shared_subscription_available && ack.wildcard_subscription_available);
             }
+        }
+        if let (v5::codec::Packet::PublishAck(a), Outgoing::PubAckAt(id, reason, position)) = (&read, &packet) {
+            assert_eq!((a.packet_id, u8::from(a.reason_code)), (id.0, reason.0));
+            let [(name, value)] = &a.properties[..] else { panic!("{a:?}") };
+            assert_eq!((&**name, &**value), ("position", position.to_string().as_str()));
         }
         if let (v5::codec::Packet::Disconnect(d), Outgoing::Disconnect(reason, reference)) = (&read, &packet) {
             assert_eq!(u8::from(d.reason_code), reason.0);
