@@ -59,6 +59,8 @@ pub struct MqttSample {
     pub queue_full: u64,
     /// Publishes refused for another reason, or dropped at QoS 0 for it.
     pub refused: u64,
+    /// Times a client published faster than it may, and was not read for a while.
+    pub throttled: u64,
     /// Acknowledgements that answered nothing.
     pub unknown_acks: u64,
     /// Deliveries that a worker which was behind got as numbers, to be read from the rows.
@@ -103,6 +105,7 @@ impl Collector for MqttCollector {
             ),
             ("queue_full", "Publishes refused because a queue was full", sample.queue_full),
             ("refused_publishes", "Publishes refused for another reason, dropped at QoS 0", sample.refused),
+            ("throttled", "Times that a client published faster than it may", sample.throttled),
             ("unknown_acks", "Acknowledgements that answered nothing", sample.unknown_acks),
             (
                 "mailbox_degraded",

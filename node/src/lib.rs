@@ -19,3 +19,4 @@ pub mod demo;
 pub mod logging;
 pub mod mqtt;
 pub mod server;
+mod sys;

@@ -130,6 +130,8 @@ fn connect_packet(receive_maximum: u16) -> Connect {
         packet_bytes_max: None,
         has_auth_method: false,
         wants_problems: true,
+        topic_alias_max: 0,
+        wants_response_information: false,
         username: None,
         password: None,
         will: None,

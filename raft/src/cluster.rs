@@ -12,6 +12,7 @@ use quorate_store::command::{Command, Publish};
 use quorate_store::effect::Outcome;
 use quorate_store::ids::{ClusterTime, NodeId};
 use quorate_store::log::LogStats;
+use quorate_store::machine::Totals;
 use quorate_store::rows::RowsReader;
 use tokio::sync::{Mutex, watch};
 use tokio::task::spawn_blocking;
@@ -141,6 +142,16 @@ impl Cluster {
     /// Routes a QoS 0 publish to whoever subscribes now; best effort, never blocks.
     pub fn route_qos0(&self, publish: Publish) {
         self.0.stream.route_qos0(publish);
+    }
+
+    /// Publishes messages at QoS 0 to this node's own clients only; best effort, never blocks.
+    pub fn route_here(&self, publishes: Vec<Publish>) {
+        self.0.stream.route_here(publishes);
+    }
+
+    /// How many sessions and subscriptions there are in the cluster, as applied here; zeroes once it has stopped.
+    pub async fn totals(&self) -> Totals {
+        self.0.apply.with_machine(|machine| machine.totals()).await.unwrap_or_default()
     }
 
     /// Hash of all rows here, with the applied index it belongs to: equal on all nodes at the same index. A

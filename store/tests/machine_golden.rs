@@ -142,6 +142,7 @@ fn commands() -> Vec<Command> {
         Command::Set(Setting::IdempotencyWindow(86_400)),
         Command::Set(Setting::DelayMax(4_294_967)),
         Command::Set(Setting::DelayedBytesMax(1 << 28)),
+        Command::Set(Setting::SubscriptionsMax(65_536)),
         Command::EndSession { session: from().session },
     ]
 }
@@ -169,6 +170,7 @@ fn name(command: &Command) -> &'static str {
         Command::Set(Setting::IdempotencyWindow(_)) => "command_set_idempotency_window",
         Command::Set(Setting::DelayMax(_)) => "command_set_delay_max",
         Command::Set(Setting::DelayedBytesMax(_)) => "command_set_delayed_bytes_max",
+        Command::Set(Setting::SubscriptionsMax(_)) => "command_set_subscriptions_max",
         Command::EndSession { .. } => "command_end_session",
     }
 }

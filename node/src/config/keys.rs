@@ -132,6 +132,8 @@ keys! {
         bootstrap_delay_s_max: u32 = 4_294_967;
         /// First start of a new cluster: bytes of delayed publishes that may wait. 0: none are taken.
         bootstrap_delayed_bytes_max: u64 = 268_435_456;
+        /// First start of a new cluster: subscriptions of one session; one more is refused with 0x97.
+        bootstrap_subscriptions_max: u32 = 65_536;
     }
     "Logging" {
         /// `text` for people, `json` for machines; one line an event on standard error.
@@ -152,11 +154,42 @@ keys! {
         inflight_max: u16 = 1_024;
         /// Topic aliases that a v5 client may set.
         topic_alias_max: u16 = 64;
+        /// Topic aliases that are set on one connection to a v5 client that takes them, up to 1,024. 0: none.
+        topic_alias_out_max: u16 = 16;
+        /// Highest QoS of publishes and wills, 0 to 2; v5 clients are told. Above, v5 clients are disconnected (0x9B),
+        /// older ones closed. Subscriptions are granted no more.
+        qos_max: u8 = 2;
+        /// Take retained messages; v5 clients are told. If not, a client that sends one is disconnected (0x9A).
+        retain_available: bool = true;
+        /// Take filters with wildcards; v5 clients are told. If not, v5 clients are disconnected (0xA2), others get 0x80.
+        wildcard_available: bool = true;
+        /// Take shared subscriptions; v5 clients are told. If not, v5 clients are disconnected (0x9E), others get 0x80.
+        shared_available: bool = true;
+        /// Take Subscription Identifiers; v5 clients are told. If not, who sends one is disconnected (0xA1).
+        subscription_identifiers_available: bool = true;
+        /// Refuse (0x99) a payload that its publisher calls UTF-8 (Payload Format Indicator 1) and that is not.
+        payload_utf8_check: bool = true;
+        /// Levels of a topic name or filter, 1 to 128. A publish with more ends the connection (0x90), a filter is
+        /// refused (0x8F).
+        topic_levels_max: usize = 128;
+        /// Publishes a second of one client, after a burst of a second's worth. Above, it is not read until its time has
+        /// come: nothing is lost. 0: no bound.
+        publish_rate_max: u32 = 0;
+        /// Bytes of publishes (topic and payload) a second of one client, likewise. 0: no bound.
+        publish_bytes_rate_max: u32 = 0;
+        /// Response Information for v5 clients that ask for it: the topics under which they may expect replies.
+        /// Empty: none is told.
+        response_topic_prefix: String = String::new();
         /// Filters of one SUBSCRIBE or UNSUBSCRIBE that are taken, up to 1,024; more are refused, one by one. A 3.1.1
         /// client that unsubscribes from more is disconnected, because its UNSUBACK cannot say no.
         subscribe_filters_max: u16 = 1_024;
         /// Longest keep alive of v5 clients, which are told. Older clients cannot be told, and keep theirs. 0: no bound.
         keep_alive_s_max: u16 = 0;
+        /// Shortest keep alive of v5 clients, which are told. 0: no bound.
+        keep_alive_s_min: u16 = 0;
+        /// Keep alive of 3.1 and 3.1.1 clients that ask for none: one that sends nothing for one and a half times as
+        /// long is closed. 0: it may be silent for ever.
+        keep_alive_s_implied: u16 = 0;
         /// A connection must have sent its CONNECT by then.
         connect_timeout_ms: u64 = 10_000;
         /// A CONNECT that is not committed by then is refused.
@@ -173,6 +206,10 @@ keys! {
         page_bytes_max: usize = 65_536;
         /// Bytes of deliveries that wait for one worker; above, they are read from disk later and QoS 0 is dropped.
         mailbox_bytes_max: usize = 67_108_864;
+        /// Seconds between two rounds of `$SYS` topics. 0: none, and no client events.
+        sys_interval_s: u32 = 10;
+        /// Publish `$SYS/brokers/{node id}/clients/{client id}/connected` and `.../disconnected`.
+        sys_client_events: bool = true;
         /// How long a stopping node takes to send its clients elsewhere.
         drain_timeout_ms: u64 = 5_000;
     }

@@ -12,6 +12,8 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use quorate_store::topic::TOPIC_LEVELS_MAX;
+
 pub use error::ConfigError;
 pub use keys::{Config, Key, Layer};
 pub use value::{LogFormat, QueueFull, Value};
@@ -25,6 +27,10 @@ pub const OTHER_VARIABLES: [&str; 3] = ["QUORATE_CONFIG", "QUORATE_ADMIN_URL", "
 const PACKET_BYTES_MOST: u32 = 60 << 20;
 /// Most of `subscribe_filters_max`: what the state machine takes in one command.
 const FILTERS_MOST: u16 = 1_024;
+/// Most of `topic_alias_out_max`.
+const ALIASES_OUT_MOST: u16 = 1_024;
+/// Longest `response_topic_prefix`.
+const RESPONSE_PREFIX_BYTES_MOST: usize = 1_024;
 /// Most of `mqtt_workers`.
 const WORKERS_MOST: usize = 1_024;
 
@@ -167,6 +173,27 @@ impl Config {
                 "subscribe_filters_max",
                 "one command of the log has at most 1,024 filters, and a SUBSCRIBE at least one",
                 "use 1 to 1,024",
+            );
+        }
+        if self.qos_max > 2 {
+            return refuse("qos_max", "MQTT has QoS 0, 1 and 2", "use 0, 1 or 2");
+        }
+        if !(1..=TOPIC_LEVELS_MAX).contains(&self.topic_levels_max) {
+            return refuse("topic_levels_max", "the state machine takes topics of 1 to 128 levels", "use 1 to 128");
+        }
+        if self.topic_alias_out_max > ALIASES_OUT_MOST {
+            return refuse("topic_alias_out_max", "aliases are searched one by one", "use 0 to 1,024");
+        }
+        if self.keep_alive_s_max > 0 && self.keep_alive_s_min > self.keep_alive_s_max {
+            return refuse("keep_alive_s_min", "it is above keep_alive_s_max", "make it at most keep_alive_s_max");
+        }
+        if self.response_topic_prefix.len() > RESPONSE_PREFIX_BYTES_MOST
+            || self.response_topic_prefix.contains(['+', '#', '\0'])
+        {
+            return refuse(
+                "response_topic_prefix",
+                "topics that begin with it could not be published to",
+                "use at most 1,024 bytes without +, # and U+0000",
             );
         }
         if self.mqtt_workers > WORKERS_MOST {

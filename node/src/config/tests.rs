@@ -122,6 +122,12 @@ fn senseless_values_are_refused_with_a_remedy() {
         (vec![("admin_timeout_ms", "0")], "admin_timeout_ms"),
         (vec![("admin_body_bytes_max", "0")], "admin_body_bytes_max"),
         (vec![("mqtt_workers", "1025")], "mqtt_workers"),
+        (vec![("qos_max", "3")], "qos_max"),
+        (vec![("topic_levels_max", "0")], "topic_levels_max"),
+        (vec![("topic_levels_max", "129")], "topic_levels_max"),
+        (vec![("topic_alias_out_max", "1025")], "topic_alias_out_max"),
+        (vec![("keep_alive_s_min", "11"), ("keep_alive_s_max", "10")], "keep_alive_s_min"),
+        (vec![("response_topic_prefix", "replies/#")], "response_topic_prefix"),
     ] {
         let flags = flags.into_iter().map(|(k, v)| (k, v.to_owned()));
         match Config::load(None, no_variables(), flags) {

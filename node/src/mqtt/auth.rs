@@ -68,6 +68,8 @@ mod tests {
             packet_bytes_max: None,
             has_auth_method: false,
             wants_problems: true,
+            topic_alias_max: 0,
+            wants_response_information: false,
             username: Some("u".into()),
             password: None,
             will: None,

@@ -10,7 +10,7 @@ use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::{Future as _, poll_fn};
 use std::net::SocketAddr;
-use std::pin::pin;
+use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -31,6 +31,7 @@ use super::reason::Reason;
 use super::session::{Admission, Ending, Session};
 use super::stats::{self, Stats};
 use super::strict::{self, Reject};
+use super::sys::ClientFacts;
 use super::wire::{self, Wire};
 use super::worker::Worker;
 
@@ -45,6 +46,8 @@ pub(super) struct Conn {
     pub(super) stash: RefCell<VecDeque<Box<Submission>>>,
     /// Set when the socket is gone before the CONNECT was applied.
     pub(super) withdrawn: Arc<AtomicBool>,
+    /// For its announcement under `$SYS`.
+    pub(super) facts: Option<Box<ClientFacts>>,
     io: IoRef,
     version: Version,
     /// The socket's task waits for something other than the socket.
@@ -68,8 +71,10 @@ impl Conn {
     /// Encodes packets into the write buffer; ntex sends them when this turn of the worker is over. False
     /// when an answer that is owed is above the client's Maximum Packet Size: it cannot go on without it.
     pub(super) fn write(&self, packets: &mut Vec<Outgoing>, outbound_bytes_max: usize, stats: &Stats) -> bool {
-        let bytes_max = self.session.borrow().packet_bytes_max();
+        let session = self.session.borrow();
+        let bytes_max = session.packet_bytes_max();
         let mut complete = true;
+        stats::add(&stats.packets_out, packets.len() as u64);
         let written = self.io.with_write_buf(|buffer| {
             let before = buffer.len();
             if before < outbound_bytes_max {
@@ -83,7 +88,10 @@ impl Conn {
                     let bytes = buffer.len() - start;
                     self.overshoot_bytes.set(self.overshoot_bytes.get().max(bytes));
                 } else if wire::encoded_len(self.version, &packet) <= bytes_max {
-                    wire::encode(self.version, &packet, buffer);
+                    // Words are left out where they do not fit, before the answer is.
+                    let fits = |why: &&str| wire::encoded_len_with(self.version, &packet, Some(why)) <= bytes_max;
+                    let why = session.reason_string(&packet).filter(fits);
+                    wire::encode_with(self.version, &packet, why, buffer);
                 } else {
                     stats::add(&stats.too_large, 1);
                     complete &= matches!(packet, Outgoing::Disconnect(..));
@@ -211,7 +219,8 @@ async fn greet(io: &IoBoxed, worker: &Worker) -> Option<(Version, Wire, Box<Conn
         }
         Err(Either::Right(_)) => return None,
     };
-    let wire = Wire::new(version, worker.shared.options.packet_bytes_max);
+    let options = &worker.shared.options;
+    let wire = Wire::new(version, options.packet_bytes_max).with_topic_levels_max(options.topic_levels_max);
     let reject = match io.recv(&wire).await {
         Ok(Some(Packet::Connect(connect))) => return Some((version, wire, connect)),
         Ok(Some(_)) => Reject::protocol("the first packet is no CONNECT [MQTT-3.1.0-1]"),
@@ -221,7 +230,8 @@ async fn greet(io: &IoBoxed, worker: &Worker) -> Option<(Version, Wire, Box<Conn
     tracing::debug!(%reject, "a CONNECT was refused");
     worker.mailbox.stats.closed(reject.reason);
     let refusal = ConnAck { session_present: false, reason: reject.reason, granted: None, server_reference: None };
-    let _ = io.with_write_buf(|buffer| wire::encode(version, &Outgoing::ConnAck(Box::new(refusal)), buffer));
+    let refusal = Outgoing::ConnAck(Box::new(refusal));
+    let _ = io.with_write_buf(|buffer| wire::encode_with(version, &refusal, Some(reject.what), buffer));
     None
 }
 
@@ -251,6 +261,7 @@ fn admit(
     };
     tracing::debug!(client_id = connect.client_id, ?peer, ?version, ?admission, "CONNECT");
     let options = worker.shared.options.clone();
+    let facts = options.sys_client_events.then(|| ClientFacts::of(&connect, version, peer));
     let mut out = worker.borrow_output();
     let session = Session::connect(options, version, connect, admission, fresh_id, worker.now(), &mut out);
     let conn = worker.enter(|address| {
@@ -260,6 +271,7 @@ fn admit(
             session: RefCell::new(session),
             stash: RefCell::default(),
             withdrawn: Arc::new(AtomicBool::new(false)),
+            facts,
             io: io.get_ref(),
             version,
             paused: Cell::new(false),
@@ -325,12 +337,29 @@ struct Watch {
     partial_bytes: usize,
     /// How much the client had taken when its keep alive was due the last time.
     sent_bytes: u64,
+    /// While the client publishes too fast: ntex's timer counts whole seconds.
+    throttle: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Watch {
     /// A packet that takes long to come is a sign of life by each piece.
     fn saw_partial(&mut self, bytes: usize) -> bool {
         bytes > std::mem::replace(&mut self.partial_bytes, bytes)
+    }
+
+    /// Sleeps while the client publishes too fast. Whether that is over, and it is to be read again.
+    fn slept(&mut self, conn: &Conn, now_ms: u64, cx: &mut Context<'_>) -> bool {
+        let Some(until_ms) = conn.session.borrow().throttled_until_ms() else {
+            self.throttle = None;
+            return false;
+        };
+        let wait = Duration::from_millis(until_ms.saturating_sub(now_ms));
+        let throttle = self.throttle.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+        let is_over = throttle.as_mut().poll(cx).is_ready();
+        if is_over {
+            self.throttle = None;
+        }
+        is_over
     }
 
     /// The keep alive is due: whether what the client sent may lie unread because of us, or because it is still
@@ -374,6 +403,10 @@ fn turn(
     }
     if conn.session.borrow().is_over() {
         return Turn::Over;
+    }
+    if watch.slept(conn, worker.now().mono_ms, cx) {
+        worker.drive(conn, |session, now, out| session.tick(now, out));
+        return Turn::Again;
     }
     conn.paused.set(matches!(read, Read::Paused));
     match read {
@@ -443,9 +476,8 @@ fn read(io: &IoBoxed, wire: &Wire, conn: &Rc<Conn>, worker: &Rc<Worker>) -> Read
     if matches!(&next, Ok(decoded) if decoded.item.is_none()) {
         return Read::Drained;
     }
-    let (mut read, mut consumed) = (Read::More, 0);
+    let (mut read, mut consumed, mut packets) = (Read::More, 0, 0);
     worker.drive(conn, |session, now, out| {
-        let mut packets = 0;
         loop {
             match next {
                 Ok(Decoded { item: Some(packet), consumed: n, .. }) => {
@@ -473,6 +505,7 @@ fn read(io: &IoBoxed, wire: &Wire, conn: &Rc<Conn>, worker: &Rc<Worker>) -> Read
         }
     });
     stats::add(&worker.mailbox.stats.bytes_in, consumed as u64);
+    stats::add(&worker.mailbox.stats.packets_in, packets as u64);
     read
 }
 

@@ -14,6 +14,7 @@ pub mod cluster;
 mod conn;
 pub mod detect;
 mod effects;
+pub mod explain;
 pub mod listen;
 pub mod options;
 pub mod packet;
@@ -22,6 +23,7 @@ pub mod server;
 pub mod session;
 pub mod stats;
 pub mod strict;
+pub mod sys;
 pub mod wire;
 mod worker;
 

@@ -4,6 +4,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use quorate_store::ids::QoS;
+use quorate_store::topic::TOPIC_LEVELS_MAX;
+
 /// Packets of one connection that are handled before another gets its turn.
 pub(crate) const PACKETS_PER_TURN_MAX: usize = 256;
 /// Commands of one connection that are proposed and not applied; above it nothing more is read from it.
@@ -46,10 +49,36 @@ pub struct MqttOptions {
     pub inflight_max: u16,
     /// Topic aliases a v5 client may set.
     pub topic_alias_max: u16,
+    /// Topic aliases that are set on one connection to a v5 client that takes them.
+    pub topic_alias_out_max: u16,
+    /// Maximum QoS of publishes and wills; v5 clients are told.
+    pub qos_max: QoS,
+    /// Retained messages are taken; v5 clients are told.
+    pub retain_available: bool,
+    /// Filters may have wildcards; v5 clients are told.
+    pub wildcard_available: bool,
+    /// Filters may be shared; v5 clients are told.
+    pub shared_available: bool,
+    /// SUBSCRIBE may have a Subscription Identifier; v5 clients are told.
+    pub subscription_identifiers_available: bool,
+    /// A payload that is said to be UTF-8 must be.
+    pub payload_utf8_check: bool,
+    /// Most levels of a topic name or filter.
+    pub topic_levels_max: usize,
+    /// Publishes a second that are read from one client; 0 for no bound.
+    pub publish_rate_max: u32,
+    /// Bytes of publishes a second that are read from one client; 0 for no bound.
+    pub publish_bytes_rate_max: u32,
+    /// Response Information for v5 clients that ask for it; empty for none.
+    pub response_topic_prefix: String,
     /// Filters of one SUBSCRIBE or UNSUBSCRIBE that are taken; the others are refused, each with a reason.
     pub subscribe_filters_max: u16,
     /// Longest keep alive in seconds, told to v5 clients as Server Keep Alive; 0 for no bound.
     pub keep_alive_s_max: u16,
+    /// Shortest keep alive in seconds, told likewise.
+    pub keep_alive_s_min: u16,
+    /// Keep alive of 3.1 and 3.1.1 clients that ask for none; 0 for none.
+    pub keep_alive_s_implied: u16,
     /// How long a new connection may take to send its CONNECT.
     pub connect_timeout: Duration,
     /// How long a CONNECT may take to commit; later it is refused, here and in the log.
@@ -68,6 +97,8 @@ pub struct MqttOptions {
     pub page_bytes_max: usize,
     /// Bytes of deliveries that wait for one worker; above it rows are left to be paged and QoS 0 is dropped.
     pub mailbox_bytes_max: usize,
+    /// Say under `$SYS` which clients come and go.
+    pub sys_client_events: bool,
     /// Clients need not authenticate, wherever they come from; else only those on loopback need not.
     pub allow_anonymous: bool,
 }
@@ -95,8 +126,21 @@ impl Default for MqttOptions {
             receive_maximum: 1024,
             inflight_max: 1024,
             topic_alias_max: 64,
+            topic_alias_out_max: 16,
+            qos_max: QoS::ExactlyOnce,
+            retain_available: true,
+            wildcard_available: true,
+            shared_available: true,
+            subscription_identifiers_available: true,
+            payload_utf8_check: true,
+            topic_levels_max: TOPIC_LEVELS_MAX,
+            publish_rate_max: 0,
+            publish_bytes_rate_max: 0,
+            response_topic_prefix: String::new(),
             subscribe_filters_max: 1024,
             keep_alive_s_max: 0,
+            keep_alive_s_min: 0,
+            keep_alive_s_implied: 0,
             connect_timeout: Duration::from_secs(10),
             connect_deadline: Duration::from_secs(10),
             connections_max: 100_000,
@@ -106,6 +150,7 @@ impl Default for MqttOptions {
             page_rows_max: 256,
             page_bytes_max: 64 * 1024,
             mailbox_bytes_max: 64 << 20,
+            sys_client_events: true,
             allow_anonymous: false,
         }
     }

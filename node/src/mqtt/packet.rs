@@ -102,8 +102,12 @@ pub struct Connect {
     pub packet_bytes_max: Option<u32>,
     /// Whether it asks for enhanced authentication.
     pub has_auth_method: bool,
-    /// Request Problem Information: Reason Strings on any packet, not only on CONNACK and DISCONNECT.
+    /// Request Problem Information: Reason Strings and user properties on any packet, not only on CONNACK and DISCONNECT.
     pub wants_problems: bool,
+    /// Topic Alias Maximum: aliases that the client takes.
+    pub topic_alias_max: u16,
+    /// Request Response Information.
+    pub wants_response_information: bool,
     /// User Name.
     pub username: Option<String>,
     /// Password.
@@ -203,6 +207,25 @@ pub struct Granted {
     pub topic_alias_max: u16,
     /// Server Keep Alive, when it differs from what was asked for.
     pub keep_alive_s: Option<u16>,
+    /// What is offered at all.
+    pub offered: Offered,
+    /// Response Information, for a client that asked for it.
+    pub response_information: Option<Box<str>>,
+}
+
+/// What CONNACK says is not to be had here, and the session machine refuses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offered {
+    /// Maximum QoS.
+    pub qos_max: QoS,
+    /// Retain Available.
+    pub retain: bool,
+    /// Wildcard Subscription Available.
+    pub wildcards: bool,
+    /// Subscription Identifier Available.
+    pub identifiers: bool,
+    /// Shared Subscription Available.
+    pub shared: bool,
 }
 
 /// PUBLISH on its way out.
@@ -220,6 +243,17 @@ pub struct Delivered {
     pub expiry_s: Option<u32>,
     /// Subscription Identifiers.
     pub identifiers: Arc<[u32]>,
+    /// Topic Alias, and whether it stands for the Topic Name already.
+    pub alias: Option<SentAlias>,
     /// The message.
     pub message: SharedMessage,
+}
+
+/// Topic Alias of a PUBLISH on its way out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SentAlias {
+    /// 1 to the client's Topic Alias Maximum.
+    pub number: u16,
+    /// The client knows it: the Topic Name is left out.
+    pub is_known: bool,
 }

@@ -61,14 +61,22 @@ impl Reason {
     pub const QUOTA_EXCEEDED: Self = Self(0x97);
     /// An operator ended it.
     pub const ADMINISTRATIVE_ACTION: Self = Self(0x98);
+    /// Payload Format Indicator says UTF-8, and the payload is something else.
+    pub const PAYLOAD_FORMAT_INVALID: Self = Self(0x99);
+    /// Retained messages are not offered.
+    pub const RETAIN_NOT_SUPPORTED: Self = Self(0x9A);
     /// A QoS that is not offered.
     pub const QOS_NOT_SUPPORTED: Self = Self(0x9B);
     /// Another node serves this client, for now.
     pub const USE_ANOTHER_SERVER: Self = Self(0x9C);
     /// Another node serves this client from now on.
     pub const SERVER_MOVED: Self = Self(0x9D);
-    /// Shared subscriptions are not offered yet.
+    /// Shared subscriptions are not offered.
     pub const SHARED_SUBSCRIPTIONS_NOT_SUPPORTED: Self = Self(0x9E);
+    /// Subscription Identifiers are not offered.
+    pub const SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED: Self = Self(0xA1);
+    /// Wildcard subscriptions are not offered.
+    pub const WILDCARD_SUBSCRIPTIONS_NOT_SUPPORTED: Self = Self(0xA2);
 
     /// 0x80 and above.
     #[must_use]

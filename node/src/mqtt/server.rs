@@ -25,6 +25,7 @@ use super::listen::ListenerOptions;
 use super::options::{MqttOptions, REFUSALS_MAX};
 use super::reason::Reason;
 use super::stats::{Stats, StatsSnapshot};
+use super::sys::SysBoard;
 use super::worker::{Shared, Worker};
 
 /// Connections that wait to be accepted.
@@ -66,6 +67,7 @@ pub struct MqttFront {
     options: Arc<MqttOptions>,
     authenticator: Arc<dyn Authenticator>,
     effects: Arc<FrontEffects>,
+    board: Arc<SysBoard>,
     incarnation: Arc<AtomicU64>,
     mailboxes: Vec<Mailbox>,
     receivers: Vec<mpsc::UnboundedReceiver<ToWorker>>,
@@ -93,6 +95,7 @@ impl MqttFront {
             authenticator: Arc::new(Anonymous { everywhere: options.allow_anonymous }),
             options: Arc::new(options),
             effects: Arc::new(effects),
+            board: Arc::default(),
             incarnation,
             mailboxes,
             receivers,
@@ -104,6 +107,12 @@ impl MqttFront {
     pub fn with_authenticator(mut self, authenticator: Arc<dyn Authenticator>) -> Self {
         self.authenticator = authenticator;
         self
+    }
+
+    /// Where the values of `$SYS` topics are shown to new subscribers.
+    #[must_use]
+    pub fn board(&self) -> Arc<SysBoard> {
+        self.board.clone()
     }
 
     /// What the apply thread calls.
@@ -125,6 +134,7 @@ impl MqttFront {
             listener: ListenerOptions::tcp("mqtt", address),
             options: self.options,
             authenticator: self.authenticator,
+            board: self.board,
             connections: AtomicUsize::new(0),
             incarnation: self.incarnation,
         });

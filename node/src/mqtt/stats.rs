@@ -36,6 +36,16 @@ pub struct Stats {
     pub queue_full: AtomicU64,
     /// Publishes that were not taken for another reason.
     pub refused: AtomicU64,
+    /// Times a client published too fast and was not read for a while.
+    pub throttled: AtomicU64,
+    /// Payload bytes of publishes taken.
+    pub publish_bytes_in: AtomicU64,
+    /// Payload bytes of publishes sent.
+    pub publish_bytes_out: AtomicU64,
+    /// Packets of any kind read.
+    pub packets_in: AtomicU64,
+    /// Packets of any kind written.
+    pub packets_out: AtomicU64,
     /// Acknowledgements that answered nothing.
     pub unknown_acks: AtomicU64,
     /// Pages of queues read.
@@ -65,6 +75,11 @@ impl Default for Stats {
             transient_overflows: AtomicU64::new(0),
             queue_full: AtomicU64::new(0),
             refused: AtomicU64::new(0),
+            throttled: AtomicU64::new(0),
+            publish_bytes_in: AtomicU64::new(0),
+            publish_bytes_out: AtomicU64::new(0),
+            packets_in: AtomicU64::new(0),
+            packets_out: AtomicU64::new(0),
             unknown_acks: AtomicU64::new(0),
             pages: AtomicU64::new(0),
             busy: AtomicU64::new(0),
@@ -96,6 +111,9 @@ impl Stats {
         add(&self.transient_overflows, counts.transient_overflows);
         add(&self.queue_full, counts.queue_full);
         add(&self.refused, counts.refused);
+        add(&self.publish_bytes_in, counts.publish_bytes_in);
+        add(&self.publish_bytes_out, counts.publish_bytes_out);
+        add(&self.throttled, counts.throttled);
         add(&self.unknown_acks, counts.unknown_acks);
         add(&self.acks_before_commit, counts.acks_before_commit);
     }
@@ -128,6 +146,11 @@ pub struct StatsSnapshot {
     pub queue_full: u64,
     /// See [`Stats::refused`].
     pub refused: u64,
+    pub throttled: u64,
+    pub publish_bytes_in: u64,
+    pub publish_bytes_out: u64,
+    pub packets_in: u64,
+    pub packets_out: u64,
     pub unknown_acks: u64,
     pub pages: u64,
     pub busy: u64,
@@ -170,6 +193,11 @@ impl StatsSnapshot {
             transient_overflows: sum(|s| &s.transient_overflows),
             queue_full: sum(|s| &s.queue_full),
             refused: sum(|s| &s.refused),
+            throttled: sum(|s| &s.throttled),
+            publish_bytes_in: sum(|s| &s.publish_bytes_in),
+            publish_bytes_out: sum(|s| &s.publish_bytes_out),
+            packets_in: sum(|s| &s.packets_in),
+            packets_out: sum(|s| &s.packets_out),
             unknown_acks: sum(|s| &s.unknown_acks),
             pages: sum(|s| &s.pages),
             busy: sum(|s| &s.busy),

@@ -26,6 +26,7 @@ use super::options::{DRAIN_STEP, DRAIN_STEP_CLIENTS, DRAIN_STEPS_MAX, MqttOption
 use super::reason::Reason;
 use super::session::{CLOSE_REQUEST, Ending, Now, Output, Request, Session};
 use super::stats;
+use super::sys::SysBoard;
 
 /// Messages taken out of the mailbox at once.
 const MAILBOX_TURN: usize = 64;
@@ -39,6 +40,7 @@ pub(super) struct Shared {
     pub(super) authenticator: Arc<dyn Authenticator>,
     /// Through which clients come.
     pub(super) listener: ListenerOptions,
+    pub(super) board: Arc<SysBoard>,
     /// Sockets of all workers.
     pub(super) connections: AtomicUsize,
     /// See [`super::effects::FrontEffects`].
@@ -187,6 +189,13 @@ impl Worker {
         {
             let mut session = conn.session.borrow_mut();
             inputs(&mut session, now, &mut out);
+            if let (false, Some(me)) = (out.sys.is_empty(), session.me()) {
+                for ask in std::mem::take(&mut out.sys) {
+                    for delivery in self.shared.board.deliveries(me, ask) {
+                        session.deliver(delivery, now, &mut out);
+                    }
+                }
+            }
             session.finish(now, &mut out);
         }
         self.carry_out_and_return(conn, out);
@@ -205,6 +214,9 @@ impl Worker {
 
     fn carry_out(&self, conn: &Rc<Conn>, out: &mut Output) {
         let stats = &self.mailbox.stats;
+        if out.counts.accepted > 0 {
+            self.announce(conn, None);
+        }
         stats.add(&std::mem::take(&mut out.counts));
         let outbound_bytes_max = self.shared.options.outbound_bytes_max;
         let complete = out.packets.is_empty() || conn.write(&mut out.packets, outbound_bytes_max, stats);
@@ -225,11 +237,29 @@ impl Worker {
         }
         if let Some(reason) = out.closed.take() {
             stats.closed(reason);
+            self.announce(conn, Some(reason));
             conn.close();
         } else if !complete {
             conn.close();
         } else {
             conn.nudge(outbound_bytes_max);
+        }
+    }
+
+    /// Says under `$SYS` that a client was connected, or that it is gone and why.
+    fn announce(&self, conn: &Conn, gone: Option<Reason>) {
+        let Some(facts) = &conn.facts else { return };
+        let session = conn.session.borrow();
+        let (board, assigned) = (&self.shared.board, session.assigned_client_id());
+        let announcement = match gone {
+            None => facts.connected(board, assigned),
+            Some(reason) if session.me().is_some() => {
+                facts.disconnected(board, assigned, reason, session.said_goodbye())
+            }
+            Some(_) => None, // it never was connected
+        };
+        if let Some(publish) = announcement {
+            self.backend.route_qos0(publish);
         }
     }
 

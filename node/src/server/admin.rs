@@ -191,6 +191,7 @@ pub(crate) fn sample(stats: &StatsSnapshot) -> MqttSample {
         transient_overflows: stats.transient_overflows,
         queue_full: stats.queue_full,
         refused: stats.refused,
+        throttled: stats.throttled,
         unknown_acks: stats.unknown_acks,
         mailbox_degraded: stats.mailbox_degraded,
         pages: stats.pages,

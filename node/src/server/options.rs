@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use quorate_http_admin::Limits as AdminLimits;
 use quorate_raft::{Limits, LogRetention, Timings};
+use quorate_store::ids::QoS;
 use quorate_store::log::LogOptions;
 use quorate_store::rows::RowsOptions;
 
@@ -78,8 +79,25 @@ pub(crate) fn mqtt(config: &Config) -> MqttOptions {
         receive_maximum: config.receive_maximum,
         inflight_max: config.inflight_max,
         topic_alias_max: config.topic_alias_max,
+        topic_alias_out_max: config.topic_alias_out_max,
+        qos_max: match config.qos_max {
+            0 => QoS::AtMostOnce,
+            1 => QoS::AtLeastOnce,
+            _ => QoS::ExactlyOnce,
+        },
+        retain_available: config.retain_available,
+        wildcard_available: config.wildcard_available,
+        shared_available: config.shared_available,
+        subscription_identifiers_available: config.subscription_identifiers_available,
+        payload_utf8_check: config.payload_utf8_check,
+        topic_levels_max: config.topic_levels_max,
+        publish_rate_max: config.publish_rate_max,
+        publish_bytes_rate_max: config.publish_bytes_rate_max,
+        response_topic_prefix: config.response_topic_prefix.clone(),
         subscribe_filters_max: config.subscribe_filters_max,
         keep_alive_s_max: config.keep_alive_s_max,
+        keep_alive_s_min: config.keep_alive_s_min,
+        keep_alive_s_implied: config.keep_alive_s_implied,
         connect_timeout: Duration::from_millis(config.connect_timeout_ms),
         connect_deadline: Duration::from_millis(config.connect_deadline_ms),
         connections_max: config.connections_max,
@@ -89,6 +107,8 @@ pub(crate) fn mqtt(config: &Config) -> MqttOptions {
         page_rows_max: config.page_rows_max,
         page_bytes_max: config.page_bytes_max,
         mailbox_bytes_max: config.mailbox_bytes_max,
+        // Without an interval there is no `$SYS` at all.
+        sys_client_events: config.sys_client_events && config.sys_interval_s > 0,
         allow_anonymous: config.allow_anonymous,
     }
 }

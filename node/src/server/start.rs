@@ -68,8 +68,14 @@ pub(crate) async fn run(mut config: Config, mut stop_signal: StopSignal) -> Resu
     };
     let node = cluster.node_id();
     let backend: Arc<dyn Backend> = Arc::new(crate::mqtt::cluster::ClusterBackend::new(cluster.clone()));
+    let board = front.board();
+    board.announce_as(node);
     let mqtt = front.start(backend, Arc::new(fatal)).map_err(|error| Failure::new(error.to_string()))?;
     let mqtt = Arc::new(mqtt);
+    if config.sys_interval_s > 0 {
+        let every = Duration::from_secs(config.sys_interval_s.into());
+        tokio::spawn(crate::sys::run(cluster.clone(), Arc::downgrade(&mqtt), board, every));
+    }
 
     let is_stopping = Arc::new(AtomicBool::new(false));
     let admin = start_admin(&config, admin_listener, &cluster, &mqtt, &is_stopping)?;
@@ -276,6 +282,7 @@ async fn commit_settings(config: Config, cluster: Cluster) {
         Setting::IdempotencyWindow(config.bootstrap_idempotency_window_s),
         Setting::DelayMax(config.bootstrap_delay_s_max),
         Setting::DelayedBytesMax(config.bootstrap_delayed_bytes_max),
+        Setting::SubscriptionsMax(config.bootstrap_subscriptions_max),
     ] {
         while let Err(error) = cluster.propose_direct(Command::Set(setting)).await {
             tracing::debug!(%error, ?setting, "a setting of the new cluster is not committed yet");

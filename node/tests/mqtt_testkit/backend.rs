@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use quorate::mqtt::backend::{Backend, PageReply, Quorum, Room};
 use quorate::mqtt::session::PageWanted;
+use quorate::mqtt::sys::SysBoard;
 use quorate::mqtt::{MqttFront, MqttOptions, MqttServer};
 use quorate_raft::{NodeEffects, Submission};
 use quorate_store::command::Publish;
@@ -19,6 +20,7 @@ pub(crate) struct FakeBackend {
     log: Mutex<FakeLog>,
     changed: Condvar,
     effects: Arc<dyn NodeEffects>,
+    pub(crate) board: Arc<SysBoard>,
     /// Nothing is committed while this is set.
     pub(crate) hold: AtomicBool,
     /// Waiting commands above which the proposer is busy.
@@ -48,6 +50,7 @@ impl FakeBackend {
             log: Mutex::default(),
             changed: Condvar::new(),
             effects: front.effects(),
+            board: front.board(),
             hold: AtomicBool::new(false),
             waiting_max: AtomicUsize::new(usize::MAX),
             refused: AtomicUsize::new(0),

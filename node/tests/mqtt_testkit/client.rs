@@ -11,6 +11,8 @@ const PATIENCE: Duration = Duration::from_secs(20);
 pub(crate) struct Client {
     pub(crate) socket: TcpStream,
     pub(crate) v5: bool,
+    /// Reason String of the last packet that had one: [`Client::next`] takes it out.
+    pub(crate) why: Option<String>,
 }
 
 /// A packet: first byte and body.
@@ -78,7 +80,7 @@ impl Client {
         let socket = TcpStream::connect(address).unwrap();
         socket.set_read_timeout(Some(PATIENCE)).unwrap();
         socket.set_nodelay(true).unwrap();
-        Self { socket, v5 }
+        Self { socket, v5, why: None }
     }
 
     /// Connects with a session that lasts (unless `clean`), and returns Session Present.
@@ -121,7 +123,34 @@ impl Client {
         }
         let mut body = vec![0; n];
         self.socket.read_exact(&mut body).unwrap();
+        if self.v5 {
+            self.take_why(first, &mut body);
+        }
         Some(Raw { first, body })
+    }
+
+    /// Takes the Reason String out of a packet of 5.0, whose first property it is.
+    fn take_why(&mut self, first: u8, body: &mut Vec<u8>) {
+        const REASON_STRING: u8 = 0x1F;
+        let section = match first >> 4 {
+            2 | 9 | 11 => 2,
+            4..=7 => 3,
+            14 => 1,
+            _ => return,
+        };
+        let Some(&n) = body.get(section) else { return };
+        if n < 4 || body[section + 1] != REASON_STRING {
+            return;
+        }
+        assert!(n < 0x80, "a Reason String is short: {body:?}");
+        let text = usize::from(u16::from_be_bytes([body[section + 2], body[section + 3]]));
+        let taken: Vec<u8> = body.drain(section + 1..section + 4 + text).collect();
+        self.why = Some(String::from_utf8(taken[3..].to_vec()).unwrap());
+        body[section] -= taken.len() as u8;
+        // As short as it would have been without.
+        if body[section] == 0 && section + 1 == body.len() && matches!(first >> 4, 4..=7 | 14) {
+            body.pop();
+        }
     }
 
     pub(crate) fn read(&mut self) -> Raw {

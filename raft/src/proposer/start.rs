@@ -179,4 +179,9 @@ impl StreamSide {
     pub(crate) fn route_qos0(&self, publish: Publish) {
         self.qos0.route(publish);
     }
+
+    /// The same to this node's own clients only.
+    pub(crate) fn route_here(&self, publishes: Vec<Publish>) {
+        self.qos0.publish_here(publishes);
+    }
 }

@@ -145,6 +145,31 @@ impl Qos0Router {
         }
     }
 
+    /// Sends messages to this node's own clients who subscribe now. Few at a time, and seldom: they go past the
+    /// queue.
+    pub(crate) fn publish_here(&self, publishes: Vec<Publish>) {
+        let (router, count) = (self.0.clone(), publishes.len() as u64);
+        let job = Box::new(move |machine: &mut NodeMachine| {
+            let applied = machine.applied();
+            let own = *router.incarnation.borrow();
+            let mut events = Vec::new();
+            for publish in publishes {
+                let message = message_of(publish, applied.time);
+                machine.match_qos0(None, &message.topic, &message, &mut |owner, delivery| {
+                    if own == Some(owner) {
+                        events.push(NodeEvent::Deliver(delivery));
+                    }
+                });
+            }
+            if !events.is_empty() {
+                router.front.applied(AppliedRun { index: applied.index, time: applied.time, events });
+            }
+        });
+        if self.0.apply.submit(job).is_err() {
+            self.0.stats.qos0_dropped_here.add(count);
+        }
+    }
+
     /// Forgets the queues and connections of nodes that are no members any more.
     pub(crate) fn retain_peers(&self, is_member: impl Fn(NodeId) -> bool) {
         self.0.peers.retain(is_member);

@@ -60,7 +60,7 @@ use continuations::Continuations;
 use delayed::Waiting;
 use idempotency::Idempotency;
 use references::References;
-use state::{Deadline, RetainedExpiry, Session, Sessions};
+use state::{Deadline, RetainedExpiry, RetainedTopics, Session, Sessions};
 use trie::Trie;
 
 /// Why apply cannot go on. The process ends: a replica that cannot apply must not guess.
@@ -136,6 +136,8 @@ pub struct Settings {
     pub delay_s_max: u32,
     /// Byte bound of all delayed publishes that wait.
     pub delayed_bytes_max: u64,
+    /// Subscriptions of one session.
+    pub subscriptions_max: u32,
 }
 
 impl Default for Settings {
@@ -148,6 +150,7 @@ impl Default for Settings {
             idempotency_window_s: 24 * 3600,
             delay_s_max: 4_294_967,
             delayed_bytes_max: 256 << 20,
+            subscriptions_max: 65_536,
         }
     }
 }
@@ -162,8 +165,26 @@ impl Settings {
             Setting::IdempotencyWindow(seconds) => self.idempotency_window_s = seconds,
             Setting::DelayMax(seconds) => self.delay_s_max = seconds,
             Setting::DelayedBytesMax(bytes) => self.delayed_bytes_max = bytes,
+            Setting::SubscriptionsMax(most) => self.subscriptions_max = most,
         }
     }
+}
+
+/// How many there are, in the whole cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// Sessions, connected or not.
+    pub sessions: u64,
+    /// Sessions with a connection.
+    pub connected: u64,
+    /// Subscriptions of all sessions.
+    pub subscriptions: u64,
+    /// Sessions that expired, as far as this replica has applied it since it was opened.
+    pub expired: u64,
+    /// Rows in all queues.
+    pub queued: u64,
+    /// Retained messages.
+    pub retained: u64,
 }
 
 /// The proposal stream of an open incarnation.
@@ -190,6 +211,9 @@ pub struct Machine<S> {
     deadlines: BTreeSet<Deadline>,
     continuations: Continuations,
     retained_expiry: RetainedExpiry,
+    retained_topics: RetainedTopics,
+    /// Counted for people only.
+    expired: u64,
     references: References,
     idempotency: Idempotency,
     waiting: Waiting,
@@ -278,6 +302,7 @@ impl<S: RowStore> Machine<S> {
             if let Some(session) = self.sessions.get_mut(id) {
                 session.counters_dirty = false;
                 let value = session.counters.to_bytes()?;
+                self.sessions.count_queued(id);
                 self.rows.put(key::of_session(RowKind::Counters, id), value);
             }
         }
@@ -406,6 +431,7 @@ impl<S: RowStore> Machine<S> {
             Setting::IdempotencyWindow(_) => 5,
             Setting::DelayMax(_) => 6,
             Setting::DelayedBytesMax(_) => 7,
+            Setting::SubscriptionsMax(_) => 8,
         };
         self.rows.put(key::setting(ordinal), SettingRow(setting).to_bytes()?);
         Ok(Outcome::Done)
@@ -453,6 +479,19 @@ impl<S: RowStore> Machine<S> {
     #[must_use]
     pub fn settings(&self) -> Settings {
         self.settings
+    }
+
+    /// How many there are of what the whole cluster holds, without looking at each.
+    #[must_use]
+    pub fn totals(&self) -> Totals {
+        Totals {
+            sessions: self.sessions.len() as u64,
+            connected: self.sessions.connected() as u64,
+            subscriptions: self.trie.len() as u64,
+            expired: self.expired,
+            queued: self.sessions.queued(),
+            retained: self.retained_topics.len() as u64,
+        }
     }
 
     /// The rows as they are written.

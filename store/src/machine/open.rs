@@ -20,7 +20,7 @@ use super::continuations::Continuations;
 use super::delayed::Waiting;
 use super::idempotency::Idempotency;
 use super::references::References;
-use super::state::{Deadline, DeadlineKind, RetainedExpiry, Session, Sessions};
+use super::state::{Deadline, DeadlineKind, RetainedExpiry, RetainedTopics, Session, Sessions};
 use super::trie::Trie;
 use super::{Machine, MachineError, Settings, Stream};
 
@@ -51,6 +51,8 @@ impl<S: RowStore> Machine<S> {
             deadlines: BTreeSet::new(),
             continuations: Continuations::default(),
             retained_expiry: RetainedExpiry::default(),
+            retained_topics: RetainedTopics::default(),
+            expired: 0,
             references: References::default(),
             idempotency: Idempotency::default(),
             waiting: Waiting::default(),
@@ -120,8 +122,10 @@ impl<S: RowStore> Machine<S> {
         })?;
         // Rows of sessions that have ended wait to be swept: they have no session.
         self.each(RowKind::Counters, |k, counters: CountersRow| {
-            if let Some(session) = sessions.get_mut(session_of(k)?) {
+            let id = session_of(k)?;
+            if let Some(session) = sessions.get_mut(id) {
                 session.counters = counters;
+                sessions.count_queued(id);
             }
             Some(())
         })?;
@@ -160,13 +164,16 @@ impl<S: RowStore> Machine<S> {
 
     fn load_retained(&mut self) -> Result<(), MachineError> {
         let mut expiry = RetainedExpiry::default();
+        let mut topics = RetainedTopics::default();
         self.each(RowKind::Retained, |_, message: Message| {
+            topics.note(&message.topic);
             if let Some(at) = message.expires_at {
                 expiry.note(message.topic, at);
             }
             Some(())
         })?;
         self.retained_expiry = expiry;
+        self.retained_topics = topics;
         Ok(())
     }
 

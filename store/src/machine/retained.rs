@@ -174,8 +174,10 @@ impl<S: RowStore> Machine<S> {
         let key = key::retained(message.topic.as_str());
         self.retained_expiry.forget(&message.topic);
         if message.payload.is_empty() {
+            self.retained_topics.forget(&message.topic);
             self.rows.delete(key);
         } else {
+            self.retained_topics.note(&message.topic);
             self.rows.put(key, row.clone());
             if let Some(at) = message.expires_at {
                 self.retained_expiry.note(message.topic.clone(), at);
@@ -185,6 +187,7 @@ impl<S: RowStore> Machine<S> {
 
     /// Removes the retained message of `topic`, which has expired.
     pub(super) fn expire_retained(&mut self, topic: &TopicName) {
+        self.retained_topics.forget(topic);
         self.rows.delete(key::retained(topic.as_str()));
     }
 

@@ -1,7 +1,7 @@
 //! Sessions as the machine holds them in memory: the row, the counters, and what is derived from rows.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::hash::BuildHasherDefault;
+use std::hash::{BuildHasherDefault, DefaultHasher, Hash as _, Hasher as _};
 use std::sync::Arc;
 
 use crate::effect::SessionSummary;
@@ -40,6 +40,8 @@ pub(super) struct Session {
     /// It has a will row; the time is when it is due.
     pub(super) will: Option<Option<ClusterTime>>,
     pub(super) subscriptions: u32,
+    /// Rows that are in the count of all.
+    counted: u64,
     /// Continuations that still bring retained messages, by the filter that was subscribed to.
     pub(super) cursors: BTreeMap<TopicFilter, Position>,
     /// There is no row of `.0 <= seq < .1`, and never will be: where a search for room starts. What is known
@@ -59,6 +61,7 @@ impl Session {
             inbound: BTreeSet::new(),
             will: None,
             subscriptions: 0,
+            counted: 0,
             cursors: BTreeMap::new(),
             gone: (QueueSeq(0), QueueSeq(0)),
             no_room: None,
@@ -80,6 +83,8 @@ pub(super) struct Sessions {
     /// detached.
     owned: BTreeMap<Incarnation, BTreeSet<SessionId>>,
     dirty: Vec<SessionId>,
+    /// Rows in all queues, as of the end of the last run: for people.
+    queued: u64,
 }
 
 impl Sessions {
@@ -108,6 +113,27 @@ impl Sessions {
         Some(session)
     }
 
+    pub(super) fn len(&self) -> usize {
+        self.by_id.len()
+    }
+
+    /// Brings the count of all rows up to what this session's counters say.
+    pub(super) fn count_queued(&mut self, id: SessionId) {
+        if let Some(session) = self.by_id.get_mut(&id) {
+            let before = std::mem::replace(&mut session.counted, session.counters.rows);
+            self.queued = self.queued.saturating_sub(before).saturating_add(session.counters.rows);
+        }
+    }
+
+    pub(super) fn queued(&self) -> u64 {
+        self.queued
+    }
+
+    /// Those with an owner. As many additions as incarnations.
+    pub(super) fn connected(&self) -> usize {
+        self.owned.values().map(BTreeSet::len).sum()
+    }
+
     pub(super) fn take_dirty(&mut self) -> Vec<SessionId> {
         std::mem::take(&mut self.dirty)
     }
@@ -127,6 +153,7 @@ impl Sessions {
     pub(super) fn remove(&mut self, id: SessionId) -> Option<Session> {
         self.set_owner(id, None);
         let session = self.by_id.remove(&id)?;
+        self.queued = self.queued.saturating_sub(session.counted);
         self.by_client.remove(session.row.client_id.as_str());
         Some(session)
     }
@@ -203,6 +230,32 @@ impl RetainedExpiry {
             self.by_time.remove(&(at, topic.clone()));
         }
     }
+}
+
+/// Which topics have a retained message, by the hash of their names: to count them, for people.
+#[derive(Debug, Default)]
+pub(super) struct RetainedTopics {
+    hashes: std::collections::HashSet<u64, BuildHasherDefault<IdHasher>>,
+}
+
+impl RetainedTopics {
+    pub(super) fn note(&mut self, topic: &TopicName) {
+        self.hashes.insert(hash_of(topic));
+    }
+
+    pub(super) fn forget(&mut self, topic: &TopicName) {
+        self.hashes.remove(&hash_of(topic));
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.hashes.len()
+    }
+}
+
+fn hash_of(topic: &TopicName) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    topic.as_str().hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Hashes ids, which are positions in the log: nobody outside chooses them. Both halves of the product count, because

@@ -10,8 +10,6 @@ use crate::topic::TopicFilter;
 
 use super::{Machine, MachineError};
 
-/// Subscriptions that one session may have; one more is answered with 0x97 Quota exceeded.
-pub(super) const SUBSCRIPTIONS_MAX: u32 = 65_536;
 /// Filters that one SUBSCRIBE or UNSUBSCRIBE may have: it is one command, and its cost is bounded. Those beyond are
 /// answered with 0x97 Quota exceeded, or as not subscribed to.
 pub(super) const FILTERS_MAX: usize = 1024;
@@ -58,7 +56,7 @@ impl<S: RowStore> Machine<S> {
             1 => is_new,
             _ => false,
         };
-        let is_full = is_new && session.subscriptions >= SUBSCRIPTIONS_MAX;
+        let is_full = is_new && session.subscriptions >= self.settings.subscriptions_max;
         if is_full || (wants_retained && !self.can_bring_retained(id, filter)) {
             return Ok(Err(QUOTA_EXCEEDED));
         }

@@ -52,7 +52,10 @@ impl<S: RowStore> Machine<S> {
             budget -= 1;
             match due.kind {
                 DeadlineKind::Will => self.publish_will(due.session, Some(due.at), fx)?,
-                DeadlineKind::Expiry => self.end_session(due.session, fx)?,
+                DeadlineKind::Expiry => {
+                    self.expired += 1;
+                    self.end_session(due.session, fx)?;
+                }
             }
         }
         self.advance_delayed(&mut budget, fx)?;

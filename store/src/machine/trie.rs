@@ -34,11 +34,12 @@ impl TrieNode {
 pub(super) struct Trie {
     nodes: Vec<TrieNode>,
     free: Vec<NodeIndex>,
+    subscriptions: usize,
 }
 
 impl Default for Trie {
     fn default() -> Self {
-        Self { nodes: vec![TrieNode::default()], free: Vec::new() }
+        Self { nodes: vec![TrieNode::default()], free: Vec::new(), subscriptions: 0 }
     }
 }
 
@@ -55,6 +56,11 @@ pub(super) struct Match {
 }
 
 impl Trie {
+    /// Subscriptions.
+    pub(super) fn len(&self) -> usize {
+        self.subscriptions
+    }
+
     fn node(&self, index: NodeIndex) -> Option<&TrieNode> {
         self.nodes.get(index)
     }
@@ -95,7 +101,9 @@ impl Trie {
         }
         let Some(node) = self.nodes.get_mut(at) else { return false };
         let set = if is_hash { &mut node.below } else { &mut node.here };
-        set.insert(session, row).is_none()
+        let is_new = set.insert(session, row).is_none();
+        self.subscriptions += usize::from(is_new);
+        is_new
     }
 
     /// Whether it is there.
@@ -131,6 +139,7 @@ impl Trie {
         let Some(node) = self.nodes.get_mut(at) else { return false };
         let set = if is_hash { &mut node.below } else { &mut node.here };
         let removed = set.remove(&session).is_some();
+        self.subscriptions -= usize::from(removed);
         // Nodes that hold nothing go, so that the trie does not grow with what was once subscribed.
         while let Some((index, level)) = path.pop() {
             let Some(&(parent, _)) = path.last() else { break };
@@ -258,6 +267,7 @@ mod tests {
             let mut scan: BTreeMap<(String, u64), TopicFilter> = BTreeMap::new();
             for (filter, s, add) in ops {
                 let k = (filter.as_str().to_owned(), s);
+                prop_assert_eq!(trie.len(), scan.len());
                 prop_assert_eq!(trie.contains(&filter, session(s)), scan.contains_key(&k));
                 if add {
                     prop_assert_eq!(trie.insert(&filter, session(s), row(QoS::AtLeastOnce)), scan.insert(k, filter).is_none());

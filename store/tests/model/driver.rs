@@ -204,6 +204,7 @@ impl Driver {
                 self.direct(Command::Set(Setting::IdempotencyWindow(*seconds)))
             }
             Op::DelayMax(seconds) => self.direct(Command::Set(Setting::DelayMax(*seconds))),
+            Op::SubscriptionsMax(most) => self.direct(Command::Set(Setting::SubscriptionsMax(*most))),
             Op::Bound { bytes, drop_oldest } if self.is_bounded => {
                 let policy = if *drop_oldest { QueueFullPolicy::DropOldest } else { QueueFullPolicy::Reject };
                 self.direct(Command::Set(Setting::QueueFullPolicy(policy)))?;

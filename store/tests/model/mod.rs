@@ -236,6 +236,7 @@ impl Model {
                     Setting::IdempotencyWindow(seconds) => self.settings.key_window_s = seconds,
                     Setting::DelayMax(seconds) => self.settings.delay_max = seconds,
                     Setting::DelayedBytesMax(_) => {}
+                    Setting::SubscriptionsMax(most) => self.settings.subscriptions_max = most as usize,
                 }
                 Want::Is(Outcome::Done)
             }
@@ -387,6 +388,12 @@ impl Model {
         let mut granted = Vec::new();
         for (filter, options) in &subscribe.filters {
             let sub = Sub { options: *options, identifier: subscribe.identifier };
+            let most = self.settings.subscriptions_max;
+            let is_full = |s: &mut Session| s.subs.len() >= most && !s.subs.contains_key(filter.as_str());
+            if self.fenced(subscribe.from).is_some_and(is_full) {
+                granted.push(Err(0x97));
+                continue;
+            }
             let is_new = self
                 .fenced(subscribe.from)
                 .is_some_and(|s| s.subs.insert(filter.as_str().to_owned(), sub.clone()).is_none());

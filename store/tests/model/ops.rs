@@ -38,6 +38,8 @@ pub(crate) enum Op {
     KeyWindow { keys: u64, seconds: u32 },
     /// Longest delay.
     DelayMax(u32),
+    /// Another setting.
+    SubscriptionsMax(u32),
     /// The bound of a queue, and what happens there. Only in histories that are about it.
     Bound { bytes: u64, drop_oldest: bool },
     /// An operator ends a session.
@@ -232,6 +234,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (any::<u8>(), cmds()).prop_map(|(pick, cmds)| Op::Ghost { pick, cmds }),
         5 => time().prop_map(Op::Tick),
         1 => prop_oneof![Just(3), Just(3600), Just(u32::MAX)].prop_map(Op::ExpiryMax),
+        1 => prop_oneof![Just(2), Just(65_536)].prop_map(Op::SubscriptionsMax),
         1 => (prop_oneof![Just(150), Just(300), Just(700), Just(1 << 30)], any::<bool>())
             .prop_map(|(bytes, drop_oldest)| Op::Bound { bytes, drop_oldest }),
         1 => (prop_oneof![Just(0), Just(1), Just(2), Just(1_000_000)], prop_oneof![Just(0), Just(2), Just(100)])

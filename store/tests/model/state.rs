@@ -143,6 +143,7 @@ pub(crate) struct Settings {
     pub(crate) keys_max: u64,
     pub(crate) key_window_s: u32,
     pub(crate) delay_max: u32,
+    pub(crate) subscriptions_max: usize,
 }
 
 /// A publish that waits for its time.
@@ -162,6 +163,7 @@ impl Default for Settings {
             keys_max: 1_000_000,
             key_window_s: 24 * 3600,
             delay_max: 4_294_967,
+            subscriptions_max: 65_536,
         }
     }
 }

@@ -1,10 +1,10 @@
 //! What decides an outcome stands in the log (guarantee 12).
 
-use quorate_store::command::{Close, Command, Connect, QueueFullPolicy, Setting};
+use quorate_store::command::{Close, Command, Connect, QueueFullPolicy, Setting, Subscribe};
 use quorate_store::effect::Outcome;
 
 use crate::testkit::Rig;
-use crate::testkit::commands::{close, connect, publish};
+use crate::testkit::commands::{close, connect, filter, options, publish};
 use crate::testkit::replica::{Then, replay};
 
 /// Two nodes that were started with different configuration files can differ in nothing: a machine is opened
@@ -92,4 +92,64 @@ fn ticks_are_asked_for_while_something_waits_for_time() {
     rig.pass_ms(5_000);
     assert!(!rig.machine.has_deadlines() && !rig.machine.has_continuations());
     assert!(rig.machine.sessions().is_empty());
+}
+
+/// One more is refused, a repeat of one that is there is not, and what goes makes room.
+#[test]
+fn a_session_has_so_many_subscriptions_as_the_setting_says() {
+    let mut rig = Rig::with_nodes(1);
+    rig.direct(Command::Set(Setting::SubscriptionsMax(2)));
+    let (c, other) = (rig.connect(1, connect("c")).session, rig.connect(1, connect("other")).session);
+    let subscribe = |rig: &mut Rig, from, filters: &[&str]| {
+        let filters = filters.iter().map(|f| (filter(f), options(1))).collect();
+        let command = Command::Subscribe(Subscribe { from, identifier: None, filters });
+        match rig.batch(1, vec![command]).outcome() {
+            Outcome::Subscribed(answers) => answers.into_iter().map(|a| a.err()).collect::<Vec<_>>(),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(subscribe(&mut rig, c, &["a", "b", "c", "a"]), [None, None, Some(0x97), None]);
+    assert_eq!(subscribe(&mut rig, other, &["c"]), [None], "each session has its own");
+    assert_eq!(rig.machine.totals().subscriptions, 3);
+    rig.reopen();
+    assert_eq!(subscribe(&mut rig, c, &["c", "b"]), [Some(0x97), None], "also after a restart");
+    rig.batch(1, vec![Command::Unsubscribe { from: c, filters: vec![filter("a")] }]);
+    assert_eq!(subscribe(&mut rig, c, &["c"]), [None]);
+    // A smaller bound takes nothing away.
+    rig.direct(Command::Set(Setting::SubscriptionsMax(1)));
+    assert_eq!(subscribe(&mut rig, c, &["b", "d"]), [None, Some(0x97)]);
+    let totals = rig.machine.totals();
+    assert_eq!((totals.sessions, totals.connected, totals.subscriptions), (2, 2, 3));
+    let (rows, _) = replay(&rig.log, &[Then::GoOn, Then::Reopen]);
+    assert!(rows == *rig.machine.store());
+}
+
+/// What people are shown: counted as things come and go, and counted again from the rows after a restart.
+#[test]
+fn the_totals_are_those_of_the_rows() {
+    let mut rig = Rig::with_nodes(1);
+    let s = rig.subscriber(1, "s", 1, "t/#");
+    rig.batch(1, vec![Command::Close(close(s, 0))]);
+    let t = rig.connect(1, Connect { expiry_s: 0, ..connect("transient") }).session;
+    for (topic, text) in [("t/1", "a"), ("t/2", "b"), ("t/1", "c"), ("t/3", "d")] {
+        let retained = quorate_store::command::Publish { retain: true, ..publish(None, 1, topic, text) };
+        rig.batch(1, vec![Command::Publish(retained)]);
+    }
+    let gone = quorate_store::command::Publish { retain: true, ..publish(None, 1, "t/2", "") };
+    rig.batch(1, vec![Command::Publish(gone)]);
+    let totals = |rig: &Rig| {
+        let t = rig.machine.totals();
+        (t.sessions, t.connected, t.subscriptions, t.queued, t.retained)
+    };
+    assert_eq!(totals(&rig), (2, 1, 1, 5, 2));
+    rig.reopen();
+    assert_eq!(totals(&rig), (2, 1, 1, 5, 2));
+    rig.batch(1, vec![Command::Close(close(t, 0))]);
+    rig.direct(Command::EndSession { session: s.session });
+    rig.pass_ms(1000);
+    assert_eq!(totals(&rig), (0, 0, 0, 0, 2));
+    let c = rig.connect(1, Connect { expiry_s: 5, ..connect("c") }).session;
+    rig.batch(1, vec![Command::Close(close(c, 0))]);
+    rig.pass_ms(5000);
+    assert_eq!((totals(&rig).0, rig.machine.totals().expired), (0, 1));
 }

@@ -10,11 +10,13 @@ use quorate_store::effect::Connected;
 use quorate_store::ids::{ClusterTime, QueueSeq};
 
 use super::outbox::{Outbox, Start};
+use super::rate::Rate;
 use super::requests::Wait;
-use super::{Ending, Now, Output, Session, State};
+use super::{Ending, Now, Output, Session, State, offer};
 use crate::mqtt::options::MqttOptions;
 use crate::mqtt::packet::{ConnAck, Connect, Granted, Outgoing, Version};
 use crate::mqtt::reason::Reason;
+use crate::mqtt::wire;
 
 /// Whether this node takes the client at all: quorum, connection limit, authentication.
 #[derive(Clone, Debug)]
@@ -36,6 +38,13 @@ pub(super) struct Greeting {
     pub(super) asked_expiry_s: u32,
     assigned: Option<Arc<str>>,
     keep_alive_s: Option<u16>,
+    wants_response_information: bool,
+}
+
+impl Greeting {
+    pub(super) fn assigned(&self) -> Option<&str> {
+        self.assigned.as_deref()
+    }
 }
 
 impl Session {
@@ -51,9 +60,7 @@ impl Session {
         now: Now,
         out: &mut Output,
     ) -> Self {
-        let bound = options.keep_alive_s_max;
-        let shortened = version.is_v5() && bound > 0 && (connect.keep_alive_s == 0 || connect.keep_alive_s > bound);
-        let keep_alive_s = if shortened { bound } else { connect.keep_alive_s };
+        let (keep_alive_s, told_keep_alive_s) = keep_alive(version, connect.keep_alive_s, &options);
         let expiry_s = match connect.expiry_s {
             Some(s) => s,
             None if connect.clean_start => 0,
@@ -67,13 +74,18 @@ impl Session {
             greeting: Greeting {
                 asked_expiry_s: expiry_s,
                 assigned: assigned.as_deref().map(Arc::from),
-                keep_alive_s: shortened.then_some(bound),
+                keep_alive_s: told_keep_alive_s,
+                wants_response_information: connect.wants_response_information,
             },
             connect_by_ms: now.mono_ms.saturating_add(options.connect_deadline.as_millis() as u64),
             keep_alive_ms: u64::from(keep_alive_s) * 1500,
             heard_ms: now.mono_ms,
             packet_bytes_max: connect.packet_bytes_max.map_or(usize::MAX - 1, |n| n as usize),
             wants_problems: connect.wants_problems,
+            said_goodbye: false,
+            what: None,
+            rate: Rate::new(options.publish_rate_max, options.publish_bytes_rate_max, now.mono_ms),
+            throttled_until_ms: None,
             next_request: 0,
             pending: VecDeque::new(),
             logged_qos0: 0,
@@ -89,6 +101,7 @@ impl Session {
                 sent_until: QueueSeq(0),
                 tail: QueueSeq(0),
                 window: connect.receive_maximum.min(options.inflight_max),
+                alias_max: connect.topic_alias_max.min(options.topic_alias_out_max),
             }),
             options,
         };
@@ -125,7 +138,9 @@ impl Session {
             return Some((Reason::TOPIC_NAME_INVALID, None)); // a will has a delay of its own
         }
         match admission {
-            Admission::Granted => None,
+            Admission::Granted => {
+                connect.will.as_ref().and_then(|will| self.will_refusal(will)).map(|reason| (reason, None))
+            }
             Admission::Refused { reason, server_reference } => Some((reason, server_reference)),
         }
     }
@@ -146,9 +161,10 @@ impl Session {
             sent_until: connected.sent_until,
             tail: connected.queue_tail,
             window: self.outbox.window(),
+            alias_max: self.outbox.alias_max(),
         });
         out.counts.accepted += 1;
-        out.packets.push(Outgoing::ConnAck(Box::new(ConnAck {
+        let mut ack = ConnAck {
             // 3.1 has no Session Present: the byte is reserved there.
             session_present: connected.present && self.version != Version::V31,
             reason: Reason::SUCCESS,
@@ -159,8 +175,36 @@ impl Session {
                 client_id: self.greeting.assigned.clone(),
                 topic_alias_max: self.options.topic_alias_max,
                 keep_alive_s: self.greeting.keep_alive_s,
+                offered: offer::offered(&self.options),
+                response_information: self.response_information(),
             }),
             server_reference: None,
-        })));
+        };
+        if wire::connack_len(self.version, &ack) > self.packet_bytes_max
+            && let Some(granted) = &mut ack.granted
+        {
+            granted.response_information = None; // what it cannot do without comes first
+        }
+        out.packets.push(Outgoing::ConnAck(Box::new(ack)));
     }
+    /// Where replies to this client may go, when it asked and something is configured [MQTT-3.1.2-28].
+    fn response_information(&self) -> Option<Box<str>> {
+        let prefix = &self.options.response_topic_prefix;
+        (self.greeting.wants_response_information && !prefix.is_empty()).then(|| Box::from(prefix.as_str()))
+    }
+}
+
+/// The keep alive that counts, and what a client of 5.0 is told when it is another than it asked for
+/// [MQTT-3.2.2-22]. Others cannot be told, and keep theirs; but one that asked for none may have an implied one.
+fn keep_alive(version: Version, asked_s: u16, options: &MqttOptions) -> (u16, Option<u16>) {
+    if !version.is_v5() {
+        return (if asked_s == 0 { options.keep_alive_s_implied } else { asked_s }, None);
+    }
+    let (min, max) = (options.keep_alive_s_min, options.keep_alive_s_max);
+    let granted = match asked_s {
+        0 => max,
+        s if max > 0 => s.max(min).min(max),
+        s => s.max(min),
+    };
+    (granted, (granted != asked_s).then_some(granted))
 }

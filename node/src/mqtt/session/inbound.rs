@@ -2,17 +2,18 @@
 //! QoS 0 that asks nothing of the log (no RETAIN, no idempotency key, no delay) goes past it, and only when nothing
 //! logged before it is still on its way.
 
-use quorate_store::command::{self, Command};
+use quorate_store::command::{self, Command, SubscribeOptions};
 use quorate_store::ids::{PacketId, QoS};
 use quorate_store::message::MessageProperties;
 use quorate_store::topic::{TopicFilter, TopicName};
 
 use super::requests::Wait;
 use super::wishes::Wishes;
-use super::{Ending, Output, Session};
+use super::{Ending, Now, Output, Session};
 use crate::mqtt::options::DELIVERY_OVERHEAD_BYTES;
 use crate::mqtt::packet::{Outgoing, Publish, Subscribe};
 use crate::mqtt::reason::Reason;
+use crate::mqtt::sys::SysAsk;
 
 impl Session {
     /// PUBLISH. A 3.1.1 client knows no Receive Maximum: above it, its publishes wait here, and what is
@@ -23,6 +24,17 @@ impl Session {
             self.held.push_back(publish);
         } else {
             self.take_publish(publish, out);
+        }
+    }
+
+    /// Counts a PUBLISH against the client's rate. It is taken, whatever the rate; the next waits.
+    pub(super) fn meter(&mut self, publish: &Publish, now: Now, out: &mut Output) {
+        let Some(rate) = &mut self.rate else { return };
+        let topic = publish.topic.as_ref().map_or(0, |t| t.as_str().len());
+        let wait_ms = rate.took(publish.payload.len() + topic, now.mono_ms);
+        if wait_ms > 0 {
+            out.counts.throttled += 1;
+            self.throttled_until_ms = Some(now.mono_ms.saturating_add(wait_ms));
         }
     }
 
@@ -47,6 +59,9 @@ impl Session {
     fn take_publish(&mut self, publish: Publish, out: &mut Output) {
         let Some(from) = self.me else { return };
         let Publish { qos, retain, id, topic, alias, expiry_s, properties, payload, .. } = publish;
+        if let Some(reason) = self.not_offered(qos, retain) {
+            return self.end(Ending::Error(reason), out);
+        }
         let topic = match self.resolve(topic, alias) {
             Ok(topic) => topic,
             Err(reason) => return self.end(Ending::Error(reason), out),
@@ -56,7 +71,10 @@ impl Session {
         {
             return self.end(Ending::Error(Reason::RECEIVE_MAXIMUM_EXCEEDED), out);
         }
-        out.counts.publish_in(qos);
+        out.counts.publish_in(qos, payload.len());
+        if let Some(reason) = self.publish_refusal(&topic, properties.as_deref(), &payload) {
+            return self.refuse_publish(qos, id, reason, out);
+        }
         let wishes = match Wishes::of(&topic, properties.as_deref()) {
             Ok(wishes) => wishes,
             Err(reason) => return self.refuse_publish(qos, id, reason, out),
@@ -115,8 +133,11 @@ impl Session {
     }
 
     /// SUBSCRIBE.
-    pub(super) fn subscribe(&mut self, subscribe: Subscribe, out: &mut Output) {
+    pub(super) fn subscribe(&mut self, mut subscribe: Subscribe, out: &mut Output) {
         let Some(from) = self.me else { return };
+        if let Err(reason) = self.hold_to_offer(&mut subscribe) {
+            return self.end(Ending::Error(reason), out);
+        }
         let Subscribe { id, identifier, mut filters } = subscribe;
         self.refuse_above_limit(&mut filters, Reason::QUOTA_EXCEEDED);
         let known: Vec<Option<Reason>> = filters.iter().map(|f| f.as_ref().err().copied()).collect();
@@ -125,8 +146,9 @@ impl Session {
             let reasons = known.into_iter().flatten().collect();
             return self.in_turn(Outgoing::SubAck(id, reasons), out);
         }
+        let sys = sys_asks(identifier, &filters);
         let command = Command::Subscribe(command::Subscribe { from, identifier, filters });
-        self.propose(Wait::Subscribe(id, known), command, out);
+        self.propose(Wait::Subscribe(id, known, sys), command, out);
     }
 
     /// One command has so many filters, because apply does so much for it at once. Whether there were more.
@@ -172,8 +194,17 @@ impl Session {
         while !self.held.is_empty() && !self.is_over() {
             self.take_held(out);
         }
+        self.said_goodbye = true;
         self.end(Ending::Client { drop_will: reason == Reason::SUCCESS, expiry_s }, out);
     }
+}
+
+/// Which of the filters ask for `$SYS` topics and their values at once: place among them, and what for. Its values are
+/// no retained messages, so it is not known here whether a subscription is new: with Retain Handling 1 they come as
+/// they are published.
+fn sys_asks(identifier: Option<u32>, filters: &[(TopicFilter, SubscribeOptions)]) -> Vec<(usize, SysAsk)> {
+    let asks = filters.iter().enumerate().filter(|(_, (f, o))| o.retain_handling == 0 && SysAsk::is_one(f));
+    asks.map(|(place, (filter, _))| (place, SysAsk { filter: filter.clone(), identifier })).collect()
 }
 
 fn held_bytes(publish: &Publish) -> usize {

@@ -10,10 +10,13 @@
 //! After a group of inputs the driver calls [`Session::finish`] once: acknowledgements that arrived together
 //! leave as one Settle, and the next page is asked for.
 
+mod aliases;
 mod close;
 mod connect;
 mod inbound;
+mod offer;
 mod outbox;
+mod rate;
 mod requests;
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
@@ -29,14 +32,17 @@ use quorate_store::ids::{ClusterTime, PacketId, QoS, QueueSeq};
 use quorate_store::rows::QueuePage;
 use quorate_store::topic::TopicName;
 
+use super::explain;
 use super::options::{HELD_BYTES_MAX, MqttOptions, REQUESTS_MAX, SETTLE_ACKS_MAX};
 use super::packet::{Outgoing, Packet, Publish, Version};
 use super::reason::Reason;
 use super::strict::Reject;
+use super::sys::SysAsk;
 pub use close::Ending;
 pub use connect::Admission;
 pub use outbox::PageWanted;
 use outbox::{Link, Outbox};
+use rate::Rate;
 use requests::{Pending, Wait};
 
 /// The time, as the driver sees it when it passes an input in.
@@ -65,6 +71,8 @@ pub struct Output {
     pub commands: Vec<(Request, Command)>,
     /// QoS 0 publishes to route past the log.
     pub qos0: Vec<quorate_store::command::Publish>,
+    /// Subscriptions to `$SYS` that were granted: their values go out behind `packets`.
+    pub sys: Vec<SysAsk>,
     /// A page of the session's queue to read.
     pub page: Option<PageWanted>,
     /// The connection is over: send `packets`, then close the socket. The reason is for statistics.
@@ -82,6 +90,10 @@ pub struct Counts {
     pub publishes_in: [u64; 3],
     /// Publishes sent, by QoS.
     pub publishes_out: [u64; 3],
+    /// Payload bytes of publishes taken.
+    pub publish_bytes_in: u64,
+    /// Payload bytes of publishes sent.
+    pub publish_bytes_out: u64,
     /// Connections accepted.
     pub accepted: u64,
     /// Deliveries that had expired.
@@ -96,6 +108,8 @@ pub struct Counts {
     pub queue_full: u64,
     /// Publishes that were not taken for another reason.
     pub refused: u64,
+    /// Times a client published too fast and was not read for a while.
+    pub throttled: u64,
     /// PUBACK, PUBREC, PUBCOMP that answered nothing.
     pub unknown_acks: u64,
     /// Acknowledgements that were about to leave before their commit was applied: always 0.
@@ -103,12 +117,14 @@ pub struct Counts {
 }
 
 impl Counts {
-    fn publish_in(&mut self, qos: QoS) {
+    fn publish_in(&mut self, qos: QoS, bytes: usize) {
         bump(&mut self.publishes_in, qos);
+        self.publish_bytes_in += bytes as u64;
     }
 
-    fn publish_out(&mut self, qos: QoS) {
+    fn publish_out(&mut self, qos: QoS, bytes: usize) {
         bump(&mut self.publishes_out, qos);
+        self.publish_bytes_out += bytes as u64;
     }
 }
 
@@ -146,6 +162,14 @@ pub struct Session {
     packet_bytes_max: usize,
     /// Reason Strings and user properties on any packet [MQTT-3.1.2-29].
     wants_problems: bool,
+    /// It ended by the client's DISCONNECT.
+    said_goodbye: bool,
+    /// What was wrong with the bytes that ended the connection.
+    what: Option<&'static str>,
+    /// How fast it may publish.
+    rate: Option<Box<Rate>>,
+    /// It publishes too fast: nothing is read before this.
+    throttled_until_ms: Option<u64>,
     next_request: Request,
     pending: VecDeque<Pending>,
     /// Logged QoS 0 publishes that are not applied: later ones follow them through the log.
@@ -176,6 +200,18 @@ impl Session {
         self.me
     }
 
+    /// The client identifier that it was given because it came without one.
+    #[must_use]
+    pub fn assigned_client_id(&self) -> Option<&str> {
+        self.greeting.assigned()
+    }
+
+    /// Whether the client ended the connection with DISCONNECT.
+    #[must_use]
+    pub fn said_goodbye(&self) -> bool {
+        self.said_goodbye
+    }
+
     /// Whether nothing that comes counts any more.
     #[must_use]
     pub fn is_over(&self) -> bool {
@@ -198,7 +234,26 @@ impl Session {
     /// window is full; only too many open requests, or too much that is held, stop reading.
     #[must_use]
     pub fn wants_packets(&self) -> bool {
-        self.state == State::Open && self.pending.len() < REQUESTS_MAX && self.held_bytes < HELD_BYTES_MAX
+        self.state == State::Open
+            && self.pending.len() < REQUESTS_MAX
+            && self.held_bytes < HELD_BYTES_MAX
+            && self.throttled_until_ms.is_none()
+    }
+
+    /// While the client publishes too fast: when it is read again, if [`Session::tick`] is called then.
+    #[must_use]
+    pub fn throttled_until_ms(&self) -> Option<u64> {
+        self.throttled_until_ms.filter(|_| self.state == State::Open)
+    }
+
+    /// The Reason String that goes with `packet`, if the client wants one [MQTT-3.1.2-29].
+    #[must_use]
+    pub fn reason_string(&self, packet: &Outgoing) -> Option<&'static str> {
+        let is_always_told = explain::is_always_told(packet);
+        if !self.version.is_v5() || (!self.wants_problems && !is_always_told) {
+            return None;
+        }
+        self.what.filter(|_| is_always_told).or_else(|| explain::reason_string(packet))
     }
 
     /// Whether there is something to send and the write buffer was full.
@@ -212,8 +267,11 @@ impl Session {
     pub fn deadline_ms(&self) -> Option<u64> {
         match self.state {
             State::Connecting => Some(self.connect_by_ms),
-            State::Open if self.keep_alive_ms > 0 => Some(self.heard_ms.saturating_add(self.keep_alive_ms)),
-            _ => None,
+            State::Open => {
+                let keep_alive = (self.keep_alive_ms > 0).then(|| self.heard_ms.saturating_add(self.keep_alive_ms));
+                keep_alive.into_iter().chain(self.throttled_until_ms).min()
+            }
+            State::Over => None,
         }
     }
 
@@ -224,7 +282,10 @@ impl Session {
         }
         self.heard_ms = now.mono_ms;
         match packet {
-            Packet::Publish(publish) => self.publish(publish, out),
+            Packet::Publish(publish) => {
+                self.meter(&publish, now, out);
+                self.publish(publish, out);
+            }
             Packet::PubAck { id, .. } => {
                 let result = self.outbox.puback(id, out);
                 self.broken(result, out);
@@ -253,6 +314,7 @@ impl Session {
 
     /// Bytes came that are no packet.
     pub fn reject(&mut self, reject: Reject, out: &mut Output) {
+        self.what = Some(reject.what);
         self.end(Ending::Error(reject.reason), out);
     }
 
@@ -294,6 +356,11 @@ impl Session {
     /// Time has passed.
     pub fn tick(&mut self, now: Now, out: &mut Output) {
         if self.deadline_ms().is_none_or(|deadline| now.mono_ms < deadline) {
+            return;
+        }
+        if self.throttled_until_ms.is_some_and(|until| until <= now.mono_ms) {
+            self.throttled_until_ms = None;
+            self.heard_ms = now.mono_ms; // what it sent meanwhile lies unread
             return;
         }
         match self.state {

@@ -19,6 +19,7 @@ use quorate_store::ids::{PacketId, Position, QoS, QueueSeq};
 use quorate_store::message::SharedMessage;
 use quorate_store::rows::QueuePage;
 
+use super::aliases::Aliases;
 use super::{Now, Output};
 use crate::mqtt::options::{DELIVERY_OVERHEAD_BYTES, MqttOptions, READY_ROWS_MAX};
 use crate::mqtt::packet::{Delivered, Outgoing, Version};
@@ -45,6 +46,8 @@ pub(super) struct Start {
     pub(super) tail: QueueSeq,
     /// Rows that may be unsettled at once.
     pub(super) window: u16,
+    /// Topic aliases that may be set.
+    pub(super) alias_max: u16,
 }
 
 /// What the outbox needs to know of its connection.
@@ -165,6 +168,7 @@ pub(super) struct Outbox {
     asked: Option<Asked>,
     /// The write buffer was full when there was something to send.
     blocked: bool,
+    aliases: Aliases,
 }
 
 impl Outbox {
@@ -187,6 +191,7 @@ impl Outbox {
             settling: VecDeque::new(),
             asked: None,
             blocked: false,
+            aliases: Aliases::new(start.alias_max),
         }
     }
 
@@ -197,6 +202,10 @@ impl Outbox {
 
     pub(super) fn window(&self) -> u16 {
         u16::try_from(self.window).unwrap_or(u16::MAX)
+    }
+
+    pub(super) fn alias_max(&self) -> u16 {
+        self.aliases.max()
     }
 
     pub(super) fn is_blocked(&self) -> bool {
@@ -255,25 +264,42 @@ impl Outbox {
             out.counts.expired += 1;
             return;
         };
-        let packet = Outgoing::Publish(Delivered {
+        let delivered = Delivered {
             dup: false,
             qos: QoS::AtMostOnce,
             retain: delivery.retain,
             id: None,
             expiry_s,
             identifiers: delivery.identifiers,
+            alias: None,
             message: delivery.message,
-        });
-        let bytes = wire::encoded_len(link.version, &packet);
-        if bytes > link.packet_bytes_max {
-            out.counts.too_large += 1;
-        } else if out.room == 0 {
-            out.counts.qos0_dropped += 1;
-        } else {
-            out.room = out.room.saturating_sub(bytes);
-            out.counts.publishes_out[0] += 1;
-            out.packets.push(packet);
+        };
+        match self.weigh(delivered, link) {
+            None => out.counts.too_large += 1,
+            Some(_) if out.room == 0 => out.counts.qos0_dropped += 1,
+            Some((bytes, delivered)) => self.hand_over(bytes, delivered, out),
         }
+    }
+
+    /// What a PUBLISH takes, with an alias where the client takes one; `None` when it is above the client's Maximum
+    /// Packet Size. Nothing is set before it is handed over.
+    fn weigh(&self, mut delivered: Delivered, link: Link<'_>) -> Option<(usize, Delivered)> {
+        delivered.alias = self.aliases.offer(&delivered.message.topic);
+        let mut bytes = wire::publish_len(link.version, &delivered);
+        if bytes > link.packet_bytes_max && delivered.alias.is_some_and(|alias| !alias.is_known) {
+            delivered.alias = None; // it may be the alias that is too much
+            bytes = wire::publish_len(link.version, &delivered);
+        }
+        (bytes <= link.packet_bytes_max).then_some((bytes, delivered))
+    }
+
+    fn hand_over(&mut self, bytes: usize, delivered: Delivered, out: &mut Output) {
+        if let Some(alias) = delivered.alias {
+            self.aliases.sent(alias, &delivered.message.topic);
+        }
+        out.room = out.room.saturating_sub(bytes);
+        out.counts.publish_out(delivered.qos, delivered.message.payload.len());
+        out.packets.push(Outgoing::Publish(delivered));
     }
 
     fn offer(&mut self, seq: QueueSeq, delivery: Delivery, options: &MqttOptions) {
@@ -447,17 +473,16 @@ impl Outbox {
             left => left,
         };
         let id = Some(seq.packet_id());
-        let packet = expiry_s
-            .map(|expiry_s| Outgoing::Publish(Delivered { dup, qos, retain, id, expiry_s, identifiers, message }));
-        match packet.map(|packet| (wire::encoded_len(link.version, &packet), packet)) {
-            Some((bytes, packet)) if bytes <= link.packet_bytes_max => {
-                out.room = out.room.saturating_sub(bytes);
-                out.packets.push(packet);
-                out.counts.publish_out(qos);
+        let delivered =
+            expiry_s.map(|expiry_s| Delivered { dup, qos, retain, id, expiry_s, identifiers, alias: None, message });
+        let is_live = delivered.is_some();
+        match delivered.and_then(|delivered| self.weigh(delivered, link)) {
+            Some((bytes, delivered)) => {
+                self.hand_over(bytes, delivered, out);
                 self.enter(InFlight { seq, position, qos, phase: Phase::Sent });
             }
-            unsent => {
-                if unsent.is_some() {
+            None => {
+                if is_live {
                     out.counts.too_large += 1; // [MQTT-3.1.2-25]: as if it had been sent and completed
                 } else {
                     out.counts.expired += 1;
@@ -593,6 +618,9 @@ impl Outbox {
 #[allow(clippy::option_option)]
 fn expiry_left(message: &quorate_store::message::Message, now: Now) -> Option<Option<u32>> {
     let Some(at) = message.expires_at else { return Some(None) };
+    if at <= message.published_at {
+        return None; // an interval of 0, however far the estimate of cluster time is behind
+    }
     let left_ms = at.0.checked_sub(now.cluster.0).filter(|ms| *ms > 0)?;
     Some(Some(u32::try_from(left_ms.div_ceil(1000)).unwrap_or(u32::MAX)))
 }

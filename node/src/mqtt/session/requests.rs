@@ -11,6 +11,7 @@ use quorate_store::ids::PacketId;
 use super::{Ending, Now, Output, Request, Session};
 use crate::mqtt::packet::Outgoing;
 use crate::mqtt::reason::Reason;
+use crate::mqtt::sys::SysAsk;
 
 /// One in line.
 #[derive(Debug)]
@@ -34,8 +35,9 @@ pub(super) enum Wait {
     Release(PacketId),
     /// The window moves by so many acknowledgements.
     Settle(usize),
-    /// SUBACK: what is known before the outcome, `None` where the log decides.
-    Subscribe(PacketId, Vec<Option<Reason>>),
+    /// SUBACK: what is known before the outcome, `None` where the log decides; and which of those that it decides
+    /// ask for `$SYS` topics.
+    Subscribe(PacketId, Vec<Option<Reason>>, Vec<(usize, SysAsk)>),
     /// UNSUBACK, likewise.
     Unsubscribe(PacketId, Vec<Option<Reason>>),
     /// Only its turn.
@@ -138,7 +140,9 @@ impl Session {
                 self.acknowledge(Outgoing::PubComp(id, reason), out);
             }
             (Wait::Settle(count), Outcome::Done) => self.outbox.settled(count, out),
-            (Wait::Subscribe(id, known), Outcome::Subscribed(granted)) => {
+            (Wait::Subscribe(id, known, sys), Outcome::Subscribed(granted)) => {
+                let is_granted = |place: usize| granted.get(place).is_some_and(Result::is_ok);
+                out.sys.extend(sys.into_iter().filter(|(place, _)| is_granted(*place)).map(|(_, ask)| ask));
                 let granted = granted.into_iter().map(|g| g.map_or_else(Reason, |qos| Reason(qos as u8)));
                 self.acknowledge(Outgoing::SubAck(id, fill(known, granted)), out);
             }

@@ -1,3 +1,4 @@
+mod offers;
 mod outgoing;
 mod wishes;
 
@@ -31,6 +32,8 @@ fn hello(version: Version) -> Connect {
         packet_bytes_max: None,
         has_auth_method: false,
         wants_problems: true,
+        topic_alias_max: 0,
+        wants_response_information: false,
         username: None,
         password: None,
         will: None,
@@ -293,6 +296,7 @@ fn qos_0_goes_past_the_log_unless_it_would_overtake() {
     assert!(rig.said().is_empty());
 }
 
+/// [MQTT-3.3.2-9], [MQTT-3.3.2-12]
 #[test]
 fn topic_aliases() {
     let aliased = |topic: Option<&str>, alias| Publish {
@@ -389,6 +393,7 @@ fn how_a_connection_ends_and_what_the_log_is_told() {
     }
 }
 
+/// [MQTT-3.1.2-22], and [MQTT-3.1.2-24] of 3.1.1
 #[test]
 fn keep_alive_is_one_and_a_half_times_and_any_packet_counts() {
     let mut rig = Rig::open(Version::V5);

@@ -2,12 +2,12 @@
 //! (`$delayed/`). What is asked in a form that is none is refused here, before anything is proposed; whether it can be
 //! had, the log says.
 
-use quorate_store::ids::{PacketId, Position, QoS};
+use quorate_store::ids::Position;
 use quorate_store::message::MessageProperties;
 use quorate_store::topic::TopicName;
 use quorate_store::{delayed, idempotency};
 
-use super::{Ending, Output, Session};
+use super::Session;
 use crate::mqtt::packet::Outgoing;
 use crate::mqtt::reason::Reason;
 use crate::mqtt::wire;
@@ -49,20 +49,6 @@ impl Wishes {
 }
 
 impl Session {
-    /// Answers a PUBLISH that is not taken, in its turn. One of 3.1.1 cannot be refused, and an acknowledgement would
-    /// promise what was not done: its connection is closed. At QoS 0 it is dropped and counted.
-    pub(super) fn refuse_publish(&mut self, qos: QoS, id: Option<PacketId>, reason: Reason, out: &mut Output) {
-        out.counts.refused += 1;
-        match (qos, id) {
-            (QoS::AtLeastOnce | QoS::ExactlyOnce, _) if !self.version.is_v5() => {
-                self.end(Ending::Error(reason), out);
-            }
-            (QoS::AtLeastOnce, Some(id)) => self.in_turn(Outgoing::PubAck(id, reason), out),
-            (QoS::ExactlyOnce, Some(id)) => self.in_turn(Outgoing::PubRec(id, reason), out),
-            _ => {}
-        }
-    }
-
     /// PUBACK or PUBREC of a PUBLISH with an idempotency key: it tells where the message stands, unless the client
     /// wants no user properties there [MQTT-3.1.2-29] or it would not fit [MQTT-3.4.2-3], [MQTT-3.5.2-3].
     pub(super) fn placed(&self, plain: Outgoing, position: Option<Position>) -> Outgoing {

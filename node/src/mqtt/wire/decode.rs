@@ -29,7 +29,7 @@ pub(super) fn decode(wire: &Wire, frame: Frame, notes: Notes, src: &mut BytesMut
     }
     match &wire.codec {
         Codec::V5(codec) => match codec.decode(src).map_err(refused)? {
-            Some(v5::codec::Decoded::Packet(packet, _)) => from_v5(packet, notes),
+            Some(v5::codec::Decoded::Packet(packet, _)) => from_v5(wire, packet, notes),
             Some(v5::codec::Decoded::Publish(publish, payload, _)) => publish_v5(wire, publish, &payload, notes),
             _ => Err(split()),
         },
@@ -46,7 +46,7 @@ pub(super) fn decode(wire: &Wire, frame: Frame, notes: Notes, src: &mut BytesMut
                 codec.decode(src)
             };
             match decoded.map_err(refused)? {
-                Some(v3::codec::Decoded::Packet(packet, _)) => from_v3(packet),
+                Some(v3::codec::Decoded::Packet(packet, _)) => from_v3(wire, packet),
                 Some(v3::codec::Decoded::Publish(publish, payload, _)) => publish_v3(wire, &publish, &payload),
                 _ => Err(split()),
             }
@@ -108,18 +108,40 @@ fn own(text: &ByteString) -> String {
     String::from(&**text)
 }
 
-fn topic(text: &str) -> Result<TopicName, Reject> {
-    TopicName::new(text)
-        .map_err(|_| Reject { reason: Reason::TOPIC_NAME_INVALID, what: "a Topic Name that is not accepted" })
-}
-
 impl Wire {
+    fn has_too_many_levels(&self, text: &str) -> bool {
+        text.bytes().filter(|b| *b == b'/').count() >= self.topic_levels_max
+    }
+
+    fn name(&self, text: &str) -> Result<TopicName, Reject> {
+        let refused = |what| Reject { reason: Reason::TOPIC_NAME_INVALID, what };
+        if self.has_too_many_levels(text) {
+            return Err(refused("a Topic Name with more levels than are accepted"));
+        }
+        TopicName::new(text).map_err(|_| refused("a Topic Name that is not accepted"))
+    }
+
+    fn filter(&self, text: &str) -> Result<TopicFilter, Reason> {
+        if self.has_too_many_levels(text) {
+            return Err(Reason::TOPIC_FILTER_INVALID);
+        }
+        TopicFilter::new(text).map_err(|_| Reason::TOPIC_FILTER_INVALID)
+    }
+
+    /// A filter to subscribe to.
+    fn offered(&self, text: &str) -> Result<TopicFilter, Reason> {
+        if text.starts_with("$share/") {
+            return Err(Reason::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED);
+        }
+        self.filter(text)
+    }
+
     fn topic(&self, text: &str) -> Result<TopicName, Reject> {
         let mut last = self.last_topic.borrow_mut();
         match &*last {
             Some(known) if known.as_str() == text => Ok(known.clone()),
             _ => {
-                let name = topic(text)?;
+                let name = self.name(text)?;
                 *last = Some(name.clone());
                 Ok(name)
             }
@@ -175,19 +197,7 @@ fn publish_v5(wire: &Wire, publish: v5::codec::Publish, body: &[u8], notes: Note
     }))
 }
 
-fn filter(text: &str) -> Result<TopicFilter, Reason> {
-    TopicFilter::new(text).map_err(|_| Reason::TOPIC_FILTER_INVALID)
-}
-
-/// A filter to subscribe to.
-fn offered(text: &str) -> Result<TopicFilter, Reason> {
-    if text.starts_with("$share/") {
-        return Err(Reason::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED);
-    }
-    filter(text)
-}
-
-fn from_v3(packet: v3::codec::Packet) -> Result<Packet, Reject> {
+fn from_v3(wire: &Wire, packet: v3::codec::Packet) -> Result<Packet, Reject> {
     use v3::codec::Packet as P;
     Ok(match packet {
         P::Connect(c) => {
@@ -195,7 +205,7 @@ fn from_v3(packet: v3::codec::Packet) -> Result<Packet, Reject> {
                 None => None,
                 Some(w) => Some(Will {
                     delay_s: 0,
-                    topic: topic(&w.topic)?,
+                    topic: wire.name(&w.topic)?,
                     qos: qos(w.qos),
                     retain: w.retain,
                     properties: None,
@@ -212,6 +222,8 @@ fn from_v3(packet: v3::codec::Packet) -> Result<Packet, Reject> {
                 packet_bytes_max: None,
                 has_auth_method: false,
                 wants_problems: false,
+                topic_alias_max: 0,
+                wants_response_information: false,
                 username: c.username.as_ref().map(own),
                 password: c.password.map(|p| Bytes::copy_from_slice(&p)),
                 will,
@@ -233,13 +245,13 @@ fn from_v3(packet: v3::codec::Packet) -> Result<Packet, Reject> {
                         retain_as_published: false,
                         retain_handling: 0,
                     };
-                    offered(text).map(|f| (f, options))
+                    wire.offered(text).map(|f| (f, options))
                 })
                 .collect(),
         }),
         P::Unsubscribe { packet_id, topic_filters } => Packet::Unsubscribe {
             id: PacketId(packet_id),
-            filters: topic_filters.iter().map(|text| filter(text)).collect(),
+            filters: topic_filters.iter().map(|text| wire.filter(text)).collect(),
         },
         P::PingRequest => Packet::PingReq,
         P::Disconnect => Packet::Disconnect { reason: Reason::SUCCESS, expiry_s: None },
@@ -249,10 +261,10 @@ fn from_v3(packet: v3::codec::Packet) -> Result<Packet, Reject> {
     })
 }
 
-fn from_v5(packet: v5::codec::Packet, notes: Notes) -> Result<Packet, Reject> {
+fn from_v5(wire: &Wire, packet: v5::codec::Packet, notes: Notes) -> Result<Packet, Reject> {
     use v5::codec::Packet as P;
     Ok(match packet {
-        P::Connect(connect) => connect_v5(*connect, notes)?,
+        P::Connect(connect) => connect_v5(wire, *connect, notes)?,
         P::PublishAck(a) => Packet::PubAck { id: PacketId(a.packet_id), reason: Reason(a.reason_code.into()) },
         P::PublishReceived(a) => Packet::PubRec { id: PacketId(a.packet_id), reason: Reason(a.reason_code.into()) },
         P::PublishRelease(a) => Packet::PubRel { id: PacketId(a.packet_id) },
@@ -270,13 +282,13 @@ fn from_v5(packet: v5::codec::Packet, notes: Notes) -> Result<Packet, Reject> {
                         retain_as_published: o.retain_as_published,
                         retain_handling: o.retain_handling.into(),
                     };
-                    offered(text).map(|f| (f, options))
+                    wire.offered(text).map(|f| (f, options))
                 })
                 .collect(),
         }),
         P::Unsubscribe(u) => Packet::Unsubscribe {
             id: PacketId(u.packet_id),
-            filters: u.topic_filters.iter().map(|text| filter(text)).collect(),
+            filters: u.topic_filters.iter().map(|text| wire.filter(text)).collect(),
         },
         P::PingRequest => Packet::PingReq,
         P::Disconnect(d) => {
@@ -289,12 +301,12 @@ fn from_v5(packet: v5::codec::Packet, notes: Notes) -> Result<Packet, Reject> {
     })
 }
 
-fn connect_v5(c: v5::codec::Connect, notes: Notes) -> Result<Packet, Reject> {
+fn connect_v5(wire: &Wire, c: v5::codec::Connect, notes: Notes) -> Result<Packet, Reject> {
     let will = match c.last_will {
         None => None,
         Some(w) => Some(Will {
             delay_s: w.will_delay_interval_sec.unwrap_or(0),
-            topic: topic(&w.topic)?,
+            topic: wire.name(&w.topic)?,
             qos: qos(w.qos),
             retain: w.retain,
             expiry_s: expiry(w.message_expiry_interval, notes),
@@ -317,6 +329,8 @@ fn connect_v5(c: v5::codec::Connect, notes: Notes) -> Result<Packet, Reject> {
         packet_bytes_max: c.max_packet_size.map(std::num::NonZeroU32::get),
         has_auth_method: c.auth_method.is_some(),
         wants_problems: c.request_problem_info,
+        topic_alias_max: c.topic_alias_max,
+        wants_response_information: c.request_response_info,
         username: c.username.as_ref().map(own),
         password: c.password.map(|p| Bytes::copy_from_slice(&p)),
         will,

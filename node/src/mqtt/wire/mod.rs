@@ -18,11 +18,11 @@ use std::cell::{Cell, RefCell};
 use ntex::codec::Decoder;
 use ntex::util::BytesMut;
 use ntex_mqtt::{v3, v5};
-use quorate_store::topic::TopicName;
+use quorate_store::topic::{TOPIC_LEVELS_MAX, TopicName};
 
 use super::packet::{Packet, Version};
 use super::strict::{self, Reject};
-pub(crate) use encode::{encode, encoded_len};
+pub(crate) use encode::{connack_len, encode, encode_with, encoded_len, encoded_len_with, publish_len};
 
 /// The codec of one connection.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ pub struct Wire {
     packet_bytes_max: u32,
     /// How much of an incomplete packet has come.
     partial_bytes: Cell<usize>,
+    /// Most levels of a topic name or filter.
+    topic_levels_max: usize,
     /// Most clients publish to one topic again and again: its name is checked and allocated once.
     last_topic: RefCell<Option<TopicName>>,
 }
@@ -56,7 +58,21 @@ impl Wire {
             codec.set_min_chunk_size(u32::MAX);
             Codec::V3(codec)
         };
-        Self { version, codec, packet_bytes_max, partial_bytes: Cell::new(0), last_topic: RefCell::new(None) }
+        Self {
+            version,
+            codec,
+            packet_bytes_max,
+            partial_bytes: Cell::new(0),
+            last_topic: RefCell::new(None),
+            topic_levels_max: TOPIC_LEVELS_MAX,
+        }
+    }
+
+    /// Refuses topic names and filters of more levels than this.
+    #[must_use]
+    pub fn with_topic_levels_max(mut self, levels: usize) -> Self {
+        self.topic_levels_max = levels.min(TOPIC_LEVELS_MAX);
+        self
     }
 
     /// Bytes of the packet that was incomplete when it was looked for the last time.

@@ -10,7 +10,7 @@ use quorate_store::ids::{ClusterTime, PacketId, Position, QoS};
 use quorate_store::message::{Message, MessageProperties};
 
 use super::*;
-use crate::mqtt::packet::{ConnAck, Delivered, Granted, Outgoing, Publish};
+use crate::mqtt::packet::{ConnAck, Delivered, Granted, Offered, Outgoing, Publish, SentAlias};
 use crate::mqtt::reason::Reason;
 
 fn id(n: u16) -> PacketId {
@@ -44,6 +44,7 @@ fn delivered(qos: QoS, payload: usize, properties: Option<MessageProperties>) ->
         id: (qos != QoS::AtMostOnce).then(|| id(513)),
         expiry_s: Some(77),
         identifiers: Arc::from([1, 300]),
+        alias: None,
         message: Arc::new(Message {
             position: Position::new(1, 0),
             topic: TopicName::new("some/topic").unwrap(),
@@ -116,6 +117,8 @@ fn every_other_packet_is_what_an_independent_codec_reads() {
         client_id: Some("auto-1".into()),
         topic_alias_max: 3,
         keep_alive_s: Some(9),
+        offered: Offered { qos_max: QoS::ExactlyOnce, retain: true, wildcards: true, identifiers: true, shared: false },
+        response_information: None,
     };
     let connack = |reason, granted, server_reference: Option<&str>| {
         let session_present = reason == Reason::SUCCESS;
@@ -174,6 +177,118 @@ fn every_other_packet_is_what_an_independent_codec_reads() {
             assert!(matches!(codec.decode(&mut bytes), Ok(Some(v3::codec::Decoded::Packet(..)))), "{packet:?}");
         }
     }
+}
+
+/// [MQTT-3.3.2-11], [MQTT-3.1.2-24]
+#[test]
+fn an_alias_comes_with_the_topic_and_then_alone_and_its_length_is_exact() {
+    for is_known in [false, true] {
+        let mut d = delivered(QoS::AtLeastOnce, 120, Some(properties()));
+        let plain = encoded_len(Version::V5, &Outgoing::Publish(d.clone()));
+        d.alias = Some(SentAlias { number: 300, is_known });
+        let mut bytes = encode_one(Version::V5, &Outgoing::Publish(d.clone()));
+        assert_eq!(bytes.len(), if is_known { plain + 3 - "some/topic".len() } else { plain + 3 });
+        let codec = v5::codec::Codec::new();
+        let Ok(Some(v5::codec::Decoded::Publish(p, ..))) = codec.decode(&mut bytes) else { panic!() };
+        assert_eq!(p.properties.topic_alias.map(|n| n.get()), Some(300));
+        assert_eq!(&*p.topic, if is_known { "" } else { "some/topic" });
+        let old = encode_one(Version::V311, &Outgoing::Publish(d));
+        assert!(old.windows(10).any(|w| w == b"some/topic"), "3.1.1 has no aliases");
+    }
+}
+
+/// [MQTT-3.2.2-9]
+#[test]
+fn connack_tells_what_is_not_offered_and_only_that() {
+    let granted = |offered, response_information: Option<&str>| {
+        let response_information = response_information.map(Box::from);
+        let granted = Granted {
+            expiry_s: None,
+            receive_maximum: u16::MAX,
+            packet_bytes_max: 1 << 20,
+            client_id: None,
+            topic_alias_max: 0,
+            keep_alive_s: None,
+            offered,
+            response_information,
+        };
+        let ack =
+            ConnAck { session_present: false, reason: Reason::SUCCESS, granted: Some(granted), server_reference: None };
+        Outgoing::ConnAck(Box::new(ack))
+    };
+    let all = Offered { qos_max: QoS::ExactlyOnce, retain: true, wildcards: true, identifiers: true, shared: true };
+    assert_eq!(&encode_one(Version::V5, &granted(all, None))[..], b"\x20\x08\0\0\x05\x27\0\x10\0\0");
+    let none =
+        Offered { qos_max: QoS::AtLeastOnce, retain: false, wildcards: false, identifiers: false, shared: false };
+    let mut bytes = encode_one(Version::V5, &granted(none, Some("replies/")));
+    let codec = v5::codec::Codec::new();
+    let Ok(Some(v5::codec::Decoded::Packet(v5::codec::Packet::ConnectAck(ack), _))) = codec.decode(&mut bytes) else {
+        panic!()
+    };
+    assert_eq!(ack.max_qos, ntex_mqtt::QoS::AtLeastOnce);
+    assert!(!ack.retain_available && !ack.wildcard_subscription_available && !ack.shared_subscription_available);
+    assert!(!ack.subscription_identifiers_available);
+    assert_eq!(ack.response_info.as_deref(), Some("replies/"));
+}
+
+/// A Reason String on each packet that can have one, with its exact length; none in 3.1.1.
+#[test]
+fn reason_strings_are_what_an_independent_codec_reads() {
+    use v5::codec::Packet as P;
+    let connack = |reason, server_reference: Option<&str>| {
+        let server_reference = server_reference.map(Arc::from);
+        Outgoing::ConnAck(Box::new(ConnAck { session_present: false, reason, granted: None, server_reference }))
+    };
+    for why in ["short".to_owned(), "x".repeat(300)] {
+        for packet in [
+            connack(Reason::SERVER_UNAVAILABLE, None),
+            connack(Reason::USE_ANOTHER_SERVER, Some("other:1883")),
+            Outgoing::PubAck(id(1), Reason::QUOTA_EXCEEDED),
+            Outgoing::PubRec(id(2), Reason::QUOTA_EXCEEDED),
+            Outgoing::PubRel(id(3), Reason::PACKET_IDENTIFIER_NOT_FOUND),
+            Outgoing::PubComp(id(4), Reason::SUCCESS),
+            Outgoing::SubAck(id(5), vec![Reason(0), Reason::QUOTA_EXCEEDED]),
+            Outgoing::UnsubAck(id(6), vec![Reason::SUCCESS, Reason::TOPIC_FILTER_INVALID]),
+            Outgoing::Disconnect(Reason::SESSION_TAKEN_OVER, None),
+            Outgoing::Disconnect(Reason::USE_ANOTHER_SERVER, Some("other:1883".into())),
+        ] {
+            let mut pages = BytePages::default();
+            encode_with(Version::V5, &packet, Some(&why), &mut pages);
+            assert_eq!(pages.len(), encoded_len_with(Version::V5, &packet, Some(&why)), "{packet:?}");
+            let codec = v5::codec::Codec::new();
+            let Ok(Some(v5::codec::Decoded::Packet(read, _))) = codec.decode(&mut BytesMut::from(pages)) else {
+                panic!("{packet:?}")
+            };
+            let said = match read {
+                P::ConnectAck(ack) => ack.reason_string,
+                P::PublishAck(a) => a.reason_string,
+                P::PublishReceived(a) => a.reason_string,
+                P::PublishRelease(a) => a.reason_string,
+                P::PublishComplete(a) => a.reason_string,
+                P::SubscribeAck(a) => a.reason_string,
+                P::UnsubscribeAck(a) => a.reason_string,
+                P::Disconnect(d) => d.reason_string,
+                other => panic!("{other:?}"),
+            };
+            assert_eq!(said.as_deref(), Some(why.as_str()), "{packet:?}");
+            let mut old = BytePages::default();
+            encode_with(Version::V311, &packet, Some(&why), &mut old);
+            assert_eq!(BytesMut::from(old), encode_one(Version::V311, &packet), "3.1.1 has none");
+        }
+    }
+}
+
+/// [MQTT-4.7.3-3] and a bound of ours.
+#[test]
+fn topics_above_the_bound_of_levels_are_refused() {
+    let wire = || Wire::new(Version::V5, 1 << 20).with_topic_levels_max(2);
+    let decode = |bytes: &[u8]| wire().decode(&mut BytesMut::from(bytes));
+    assert!(decode(b"\x30\x07\x00\x03a/b\x00x").is_ok());
+    assert_eq!(decode(b"\x30\x09\x00\x05a/b/c\x00x").map_err(|r| r.reason), Err(Reason::TOPIC_NAME_INVALID));
+    let packet = decode(b"\x82\x11\x00\x01\x00\x00\x03a/#\x01\x00\x05a/b/#\x01").unwrap();
+    let Some(Packet::Subscribe(subscribe)) = packet else { panic!("{packet:?}") };
+    let reasons: Vec<_> = subscribe.filters.iter().map(|f| f.as_ref().err().map(|r| r.0)).collect();
+    assert_eq!(reasons, [None, Some(0x8F)]);
 }
 
 #[test]
