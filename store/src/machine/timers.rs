@@ -53,7 +53,8 @@ impl<S: RowStore> Machine<S> {
             match due.kind {
                 DeadlineKind::Will => self.publish_will(due.session, Some(due.at), fx)?,
                 DeadlineKind::Expiry => {
-                    self.expired += 1;
+                    let outlived_its_connection = self.sessions.get(due.session).is_some_and(|s| s.row.expiry_s > 0);
+                    self.expired += u64::from(outlived_its_connection);
                     self.end_session(due.session, fx)?;
                 }
             }
