@@ -275,7 +275,6 @@ pub struct NodeInfo {
 
 /// A replicated setting. Each has a default that holds until the first `Set`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
-#[repr(u32)]
 pub enum Setting {
     /// Byte bound of one session's queue.
     QueueBytesMax(u64),
@@ -292,7 +291,7 @@ pub enum Setting {
     /// Byte bound of all delayed publishes that wait; 0 for none.
     DelayedBytesMax(u64),
     /// Subscriptions that one session may have; one more is answered with 0x97.
-    SubscriptionsMax(u32) = 8,
+    SubscriptionsMax(u32),
 }
 
 /// What happens to a message for which a session's queue has no room.

@@ -63,7 +63,7 @@ impl SysBoard {
     }
 
     /// What the board has for a new subscription.
-    pub(super) fn deliveries(&self, to: SessionRef, ask: SysAsk) -> impl Iterator<Item = Delivery> {
+    pub(super) fn deliveries(&self, to: SessionRef, ask: &SysAsk) -> impl Iterator<Item = Delivery> + use<> {
         let identifiers: Arc<[u32]> = ask.identifier.into_iter().collect();
         let values = self.values();
         let matching: Vec<SharedMessage> = values.iter().filter(|v| ask.filter.matches(&v.topic)).cloned().collect();

@@ -191,7 +191,7 @@ impl Worker {
             inputs(&mut session, now, &mut out);
             if let (false, Some(me)) = (out.sys.is_empty(), session.me()) {
                 for ask in std::mem::take(&mut out.sys) {
-                    for delivery in self.shared.board.deliveries(me, ask) {
+                    for delivery in self.shared.board.deliveries(me, &ask) {
                         session.deliver(delivery, now, &mut out);
                     }
                 }
