@@ -14,6 +14,7 @@ use std::thread;
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
 use openraft::storage::{ApplyResponder, EntryResponder};
+use quorate_store::access::Access;
 use quorate_store::codec::{self, CodecError};
 use quorate_store::command::{Batch, Command, Origin};
 use quorate_store::effect::{Effect, EffectSink};
@@ -127,6 +128,7 @@ struct Shared {
     reader: RwLock<RowsReader>,
     view: watch::Sender<AppliedView>,
     needs: watch::Sender<Needs>,
+    access: watch::Sender<Arc<Access>>,
 }
 
 /// What the machine needs ticks for. Replaced only when it changes: who looks at it is not woken by each run.
@@ -144,6 +146,17 @@ impl Shared {
         // First, so that who has seen the view sees these, too.
         self.needs.send_if_modified(|now| std::mem::replace(now, needs) != needs);
         self.view.send_replace(view);
+    }
+
+    /// Replaced only when something in it changed.
+    fn set_access(&self, access: &Arc<Access>) {
+        self.access.send_if_modified(|now| {
+            let is_other = !Arc::ptr_eq(now, access);
+            if is_other {
+                *now = access.clone();
+            }
+            is_other
+        });
     }
 }
 
@@ -164,6 +177,7 @@ impl ApplyHandle {
             reader: RwLock::new(machine.store().reader()),
             view: watch::Sender::new(AppliedView::default()),
             needs: watch::Sender::new(Needs::default()),
+            access: watch::Sender::new(machine.access().clone()),
         });
         shared.set_view(view_of(&machine));
         let (queue, work) = mpsc::channel();
@@ -264,6 +278,11 @@ impl ApplyHandle {
     /// What it needs ticks for.
     pub(crate) fn needs(&self) -> watch::Receiver<Needs> {
         self.shared.needs.subscribe()
+    }
+
+    /// Users and rules, and each change; told before the outcomes of the commands that made it.
+    pub(crate) fn access(&self) -> watch::Receiver<Arc<Access>> {
+        self.shared.access.subscribe()
     }
 
     /// Reads applied rows. Ask again each time: an installed snapshot comes with other rows.
@@ -380,6 +399,8 @@ impl ApplyThread {
         if addresses_changed {
             self.tell_addresses();
         }
+        // Before the outcomes: who hears that a rule was changed is judged by it.
+        self.shared.set_access(self.machine.access());
         let view = view_of(&self.machine);
         if let Some(observer) = &mut self.observer {
             observer.committed(view);
@@ -397,6 +418,7 @@ impl ApplyThread {
         *self.shared.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
         *self.shared.reader.write().unwrap_or_else(PoisonError::into_inner) = self.machine.store().reader();
         self.tell_addresses();
+        self.shared.set_access(self.machine.access());
         let view = view_of(&self.machine);
         if let Some(observer) = &mut self.observer {
             observer.installed(view);

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use futures_util::future::BoxFuture;
+use quorate_store::access::Access;
 use quorate_store::command::{Command, Publish};
 use quorate_store::effect::Outcome;
 use quorate_store::ids::{ClusterTime, NodeId};
@@ -85,6 +86,12 @@ impl Cluster {
     #[must_use]
     pub fn applied(&self) -> watch::Receiver<AppliedView> {
         self.0.apply.view()
+    }
+
+    /// Users and rules as applied here, and each change. Who has seen a change acknowledged on this node sees it here.
+    #[must_use]
+    pub fn access(&self) -> watch::Receiver<Arc<Access>> {
+        self.0.apply.access()
     }
 
     /// This node.

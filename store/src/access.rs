@@ -3,12 +3,20 @@
 //! Plain data and pure functions. The state machine keeps the rows ([`crate::machine::Machine::access`]); the
 //! front end asks the snapshot that follows from them. No password is in here, only what verifies one.
 
-use std::collections::BTreeMap;
+mod limits;
+mod shared;
+
 use std::fmt;
 
 use bincode::{Decode, Encode};
 
 use crate::ids::QoS;
+
+pub use limits::{
+    AccessError, PASSWORD_HASH_BYTES_MAX, RULE_CLIENT_BYTES_MAX, RULE_FILTER_BYTES_MAX, RULE_FILTERS_MAX, RULES_MAX,
+    SCRAM_SALT_BYTES_MAX, USER_NAME_BYTES_MAX, USERS_MAX,
+};
+pub use shared::{Rules, Users};
 
 /// A user.
 #[derive(Clone, PartialEq, Eq, Encode, Decode)]
@@ -111,16 +119,16 @@ pub enum AclAction {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Access {
     /// By name.
-    pub users: BTreeMap<String, User>,
+    pub users: Users,
     /// By number.
-    pub rules: BTreeMap<u32, AclRule>,
+    pub rules: Rules,
     /// What holds when no rule fits.
     pub otherwise: Permission,
 }
 
 impl Default for Access {
     fn default() -> Self {
-        Self { users: BTreeMap::new(), rules: BTreeMap::new(), otherwise: Permission::Allow }
+        Self { users: Users::default(), rules: Rules::default(), otherwise: Permission::Allow }
     }
 }
 
@@ -133,33 +141,65 @@ pub struct Client<'a> {
     pub client_id: &'a str,
 }
 
+/// What decides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Decider<'a> {
+    /// The user may do everything.
+    Superuser,
+    /// The first rule that fits.
+    Rule(&'a AclRule),
+    /// No rule fits: [`Access::otherwise`].
+    Otherwise(Permission),
+}
+
+impl Decider<'_> {
+    /// What it says.
+    #[must_use]
+    pub fn permission(self) -> Permission {
+        match self {
+            Self::Superuser => Permission::Allow,
+            Self::Rule(rule) => rule.permission,
+            Self::Otherwise(permission) => permission,
+        }
+    }
+}
+
 impl Access {
     /// Whether `client` may publish to `topic`.
     #[must_use]
     pub fn may_publish(&self, client: Client<'_>, topic: &str, qos: QoS, retain: bool) -> bool {
-        if self.is_superuser(client) {
-            return true;
-        }
-        let fits = |rule: &AclRule| {
+        self.decider_of_publish(client, topic, qos, retain).permission() == Permission::Allow
+    }
+
+    /// What decides whether `client` may publish to `topic`.
+    #[must_use]
+    pub fn decider_of_publish(&self, client: Client<'_>, topic: &str, qos: QoS, retain: bool) -> Decider<'_> {
+        self.decider(client, |rule| {
             rule.action != AclAction::Subscribe
                 && rule.retain.is_none_or(|r| r == retain)
                 && qos <= rule.qos_max
                 && rule.fits_client(client)
                 && rule.fits_topic(|pattern| covers(pattern, client, topic))
-        };
-        self.first(fits).map_or(self.otherwise, |rule| rule.permission) == Permission::Allow
+        })
     }
 
     /// The most QoS at which `client` may subscribe to `filter`, when it may at all.
+    #[must_use]
+    pub fn may_subscribe(&self, client: Client<'_>, filter: &str, qos: QoS) -> Option<QoS> {
+        let decider = self.decider_of_subscribe(client, filter);
+        (decider.permission() == Permission::Allow).then(|| match decider {
+            Decider::Rule(rule) => qos.min(rule.qos_max),
+            Decider::Superuser | Decider::Otherwise(_) => qos,
+        })
+    }
+
+    /// What decides whether `client` may subscribe to `filter`.
     ///
     /// A rule that allows fits when it covers every topic of the filter; one that denies when it touches any: else
     /// `#` would bring what `deny secret/#` keeps away.
     #[must_use]
-    pub fn may_subscribe(&self, client: Client<'_>, filter: &str, qos: QoS) -> Option<QoS> {
-        if self.is_superuser(client) {
-            return Some(qos);
-        }
-        let fits = |rule: &AclRule| {
+    pub fn decider_of_subscribe(&self, client: Client<'_>, filter: &str) -> Decider<'_> {
+        self.decider(client, |rule| {
             let fits_pattern = match rule.permission {
                 Permission::Allow => covers,
                 Permission::Deny => overlaps,
@@ -167,19 +207,18 @@ impl Access {
             rule.action != AclAction::Publish
                 && rule.fits_client(client)
                 && rule.fits_topic(|pattern| fits_pattern(pattern, client, filter))
-        };
-        match self.first(fits) {
-            Some(rule) => (rule.permission == Permission::Allow).then(|| qos.min(rule.qos_max)),
-            None => (self.otherwise == Permission::Allow).then_some(qos),
+        })
+    }
+
+    fn decider(&self, client: Client<'_>, fits: impl Fn(&AclRule) -> bool) -> Decider<'_> {
+        if self.is_superuser(client) {
+            return Decider::Superuser;
         }
+        self.rules.iter().find(|rule| fits(rule)).map_or(Decider::Otherwise(self.otherwise), Decider::Rule)
     }
 
     fn is_superuser(&self, client: Client<'_>) -> bool {
         client.user.and_then(|name| self.users.get(name)).is_some_and(|user| user.is_superuser)
-    }
-
-    fn first(&self, fits: impl Fn(&AclRule) -> bool) -> Option<&AclRule> {
-        self.rules.values().find(|rule| fits(rule))
     }
 }
 
@@ -277,7 +316,7 @@ mod tests {
     }
 
     fn access(rules: impl IntoIterator<Item = AclRule>, otherwise: Permission) -> Access {
-        Access { rules: rules.into_iter().map(|r| (r.number, r)).collect(), otherwise, ..Access::default() }
+        Access { rules: rules.into_iter().collect(), otherwise, ..Access::default() }
     }
 
     fn publishes(access: &Access, client: Client<'_>, topic: &str) -> bool {

@@ -4,6 +4,7 @@
 
 use bincode::{Decode, Encode};
 
+use crate::access::{AclRule, Permission, User};
 use crate::codec::{Enveloped, Kind, Payload, PayloadSource};
 use crate::ids::{BatchSeq, ClusterTime, Epoch, Incarnation, NodeId, PacketId, Position, QoS, QueueSeq, SessionId};
 use crate::message::MessageProperties;
@@ -34,7 +35,8 @@ pub enum Origin {
         seq: BatchSeq,
     },
     /// Outside the streams: commands that are idempotent by themselves ([`Command::NodeStarted`],
-    /// [`Command::NodeLost`], [`Command::Tick`], [`Command::AllocateNode`], settings). The nonce names the answer.
+    /// [`Command::NodeLost`], [`Command::Tick`], [`Command::AllocateNode`], settings, users, rules). The nonce names the
+    /// answer.
     Direct {
         /// Chosen at random by the proposer; only echoed.
         nonce: u128,
@@ -108,6 +110,20 @@ pub enum Command {
     EndSession {
         /// Which.
         session: SessionId,
+    },
+    /// Adds a user, or replaces the one of this name. Direct.
+    PutUser(Box<User>),
+    /// Removes a user; sessions of clients that connected as it stay. Direct.
+    DeleteUser {
+        /// Which.
+        name: String,
+    },
+    /// Adds a rule, or replaces the one of this number. Direct.
+    PutAclRule(Box<AclRule>),
+    /// Removes a rule. Direct.
+    DeleteAclRule {
+        /// Which.
+        number: u32,
     },
 }
 
@@ -292,6 +308,8 @@ pub enum Setting {
     DelayedBytesMax(u64),
     /// Subscriptions that one session may have; one more is answered with 0x97.
     SubscriptionsMax(u32),
+    /// What holds when no rule fits.
+    AclOtherwise(Permission),
 }
 
 /// What happens to a message for which a session's queue has no room.

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::access::AccessError;
 use crate::command::SessionRef;
 use crate::ids::{BatchSeq, ClusterTime, Incarnation, NodeId, Position, QoS, QueueSeq, SessionId};
 use crate::message::SharedMessage;
@@ -139,8 +140,10 @@ pub enum Outcome {
     /// A start that does not follow the node's latest life, which is this one: it was late, or the node did not
     /// know of it yet. Nothing was changed.
     StartOutdated(Option<Incarnation>),
-    /// `NodeLost` that was void (another term, or closed already), or a node that is unknown.
+    /// `NodeLost` that was void (another term, or closed already), or a node, user or rule that is unknown.
     Void,
+    /// The user or rule was not taken: it, or their number, is beyond a bound. Nothing was changed.
+    AccessRefused(AccessError),
 }
 
 /// A session as its new connection finds it.

@@ -6,6 +6,7 @@
 mod testkit;
 
 use proptest::prelude::*;
+use quorate_store::access::{AclAction, AclRule, Permission, User, Who};
 use quorate_store::command::{Ack, AckKind, Batch, Close, Command, Connect, NodeInfo, NodeStarted, Origin, Publish};
 use quorate_store::command::{QueueFullPolicy, SessionRef, Setting, Settle, Subscribe, SubscribeOptions, Will};
 use quorate_store::effect::Outcome;
@@ -163,6 +164,28 @@ fn setting() -> impl Strategy<Value = Setting> {
         prop_oneof![Just(0), 50..1000_u64, Just(u64::MAX)].prop_map(Setting::DelayedBytesMax),
         number().prop_map(Setting::IdempotencyKeysMax),
         seconds().prop_map(Setting::IdempotencyWindow),
+        prop_oneof![Just(Permission::Allow), Just(Permission::Deny)].prop_map(Setting::AclOtherwise),
+    ]
+}
+
+/// Names and filters that no front end would take, among others.
+fn access() -> impl Strategy<Value = Command> {
+    let name = || prop_oneof![2 => Just("ann".to_owned()), 1 => ".{0,3}", 1 => Just("x".repeat(300))];
+    let user = (name(), prop::option::of(".{0,4}"), any::<bool>()).prop_map(|(name, password_hash, is_superuser)| {
+        Command::PutUser(Box::new(User { name, password_hash, scram: None, is_superuser }))
+    });
+    let filters = prop::collection::vec(prop_oneof![Just("a/%u".to_owned()), "[a/+#%\\x00]{0,4}"], 0..70);
+    let who =
+        prop_oneof![Just(Who::All), Just(Who::Anonymous), name().prop_map(Who::User), name().prop_map(Who::Client)];
+    let rule = (0..4_u32, filters, who, qos()).prop_map(|(number, filters, who, qos_max)| {
+        let (permission, action) = (Permission::Deny, AclAction::All);
+        Command::PutAclRule(Box::new(AclRule { number, permission, who, action, filters, qos_max, retain: None }))
+    });
+    prop_oneof![
+        2 => user,
+        1 => name().prop_map(|name| Command::DeleteUser { name }),
+        2 => rule,
+        1 => (0..4_u32).prop_map(|number| Command::DeleteAclRule { number }),
     ]
 }
 
@@ -191,6 +214,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => number().prop_map(|n| Command::AllocateNode { token: n.into(), info: NodeInfo::default() }),
         1 => number().prop_map(|n| Command::RemoveNode { node: NodeId(n) }),
         1 => setting().prop_map(Command::Set),
+        1 => access(),
         1 => position().prop_map(|p| Command::EndSession { session: SessionId(p) }),
     ]
 }

@@ -10,6 +10,7 @@ use std::fmt::Write as _;
 use std::path::PathBuf;
 
 use bytes::Bytes;
+use quorate_store::access::{AclAction, AclRule, Permission, ScramVerifier, User, Who};
 use quorate_store::codec;
 use quorate_store::command::{Ack, AckKind, Batch, Close, Command, Connect, NodeInfo, NodeStarted, Origin, Publish};
 use quorate_store::command::{QueueFullPolicy, SessionRef, Setting, Settle, Subscribe, SubscribeOptions, Will};
@@ -69,6 +70,23 @@ fn properties() -> MessageProperties {
         response_topic: Some("answers/here".into()),
         correlation_data: Some(vec![0, 255]),
         user: vec![("k".into(), "v".into()), ("k".into(), "w".into())],
+    }
+}
+
+fn user() -> User {
+    let scram = ScramVerifier { salt: vec![9; 16], iterations: 15_000, stored_key: [7; 32], server_key: [8; 32] };
+    User { name: "ann".into(), password_hash: Some("$argon2id$x".into()), scram: Some(scram), is_superuser: true }
+}
+
+fn rule(who: Who) -> AclRule {
+    AclRule {
+        number: 300,
+        permission: Permission::Deny,
+        who,
+        action: AclAction::Subscribe,
+        filters: vec!["plant/%u/#".into(), "x".into()],
+        qos_max: QoS::AtLeastOnce,
+        retain: Some(true),
     }
 }
 
@@ -144,6 +162,12 @@ fn commands() -> Vec<Command> {
         Command::Set(Setting::DelayedBytesMax(1 << 28)),
         Command::Set(Setting::SubscriptionsMax(65_536)),
         Command::EndSession { session: from().session },
+        Command::PutUser(Box::new(user())),
+        Command::DeleteUser { name: "ann".into() },
+        Command::PutAclRule(Box::new(rule(Who::User("ann".into())))),
+        Command::PutAclRule(Box::new(AclRule { retain: None, filters: vec![], ..rule(Who::Client("c".into())) })),
+        Command::DeleteAclRule { number: 300 },
+        Command::Set(Setting::AclOtherwise(Permission::Deny)),
     ]
 }
 
@@ -172,6 +196,12 @@ fn name(command: &Command) -> &'static str {
         Command::Set(Setting::DelayedBytesMax(_)) => "command_set_delayed_bytes_max",
         Command::Set(Setting::SubscriptionsMax(_)) => "command_set_subscriptions_max",
         Command::EndSession { .. } => "command_end_session",
+        Command::PutUser(_) => "command_put_user",
+        Command::DeleteUser { .. } => "command_delete_user",
+        Command::PutAclRule(rule) if rule.filters.is_empty() => "command_put_acl_rule_for_all_topics",
+        Command::PutAclRule(_) => "command_put_acl_rule",
+        Command::DeleteAclRule { .. } => "command_delete_acl_rule",
+        Command::Set(Setting::AclOtherwise(_)) => "command_set_acl_otherwise",
     }
 }
 
@@ -245,7 +275,13 @@ fn history() -> Rig {
     let mut rig = Rig::with_nodes(2);
     rig.direct(Command::Set(Setting::QueueBytesMax(1 << 20)));
     rig.direct(Command::Set(Setting::QueueFullPolicy(QueueFullPolicy::DropOldest)));
-    rig.direct(Command::Set(Setting::SessionExpiryMax(100_000)));
+    // In one entry, so that they moved no position of what was here before them.
+    let commands = vec![
+        Command::Set(Setting::SessionExpiryMax(100_000)),
+        Command::PutUser(Box::new(user())),
+        Command::PutAclRule(Box::new(rule(Who::Anonymous))),
+    ];
+    rig.append(Batch { origin: Origin::Direct { nonce: 0 }, commands });
     let s = rig.subscriber(1, "s", 2, "t/#");
     let bequest = Will { properties: Some(Box::new(properties())), ..will("w", "gone", 100) };
     let waiting = rig.connect(1, Connect { will: Some(bequest), ..connect("waiting") }).session;
@@ -304,9 +340,11 @@ fn rows_are_encoded_as_they_always_were() {
         (RowKind::Idempotency, "idempotency"),
         (RowKind::IdempotencyOrder, "idempotency_order"),
         (RowKind::Delayed, "delayed"),
+        (RowKind::User, "user"),
+        (RowKind::AclRule, "acl_rule"),
     ];
     let ordinals: Vec<u8> = kinds.iter().map(|(kind, _)| *kind as u8).collect();
-    assert_eq!(ordinals, (1..=15).chain(18..=20).collect::<Vec<u8>>(), "ordinals are on disk");
+    assert_eq!(ordinals, (1..=15).chain(18..=20).chain([22, 23]).collect::<Vec<u8>>(), "ordinals are on disk");
     for (kind, name) in kinds {
         let of_kind = rig.machine.store().iter().filter(|(key, _)| key[2] == kind as u8);
         let lines: Vec<String> = of_kind.take(4).map(|(key, value)| format!("{} {}\n", hex(key), hex(value))).collect();

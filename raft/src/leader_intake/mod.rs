@@ -399,7 +399,11 @@ pub(crate) fn may_be_direct(command: &Command) -> bool {
         | Command::AllocateNode { .. }
         | Command::RemoveNode { .. }
         | Command::Set(_)
-        | Command::EndSession { .. } => true,
+        | Command::EndSession { .. }
+        | Command::PutUser(_)
+        | Command::DeleteUser { .. }
+        | Command::PutAclRule(_)
+        | Command::DeleteAclRule { .. } => true,
         Command::Connect(_)
         | Command::Close(_)
         | Command::Publish(_)

@@ -21,9 +21,11 @@
 //! | [`subscribe`] | SUBSCRIBE, UNSUBSCRIBE |
 //! | [`retained`] | retained messages for a new subscription |
 //! | [`nodes`] | incarnations, node ids, proposal streams |
+//! | [`access`] | users and rules |
 //! | [`timers`] | deadlines |
 //! | [`continuations`] | what one entry began and later ones go on with |
 
+mod access;
 mod connect;
 mod continuations;
 mod delayed;
@@ -42,10 +44,12 @@ mod trie;
 mod window;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use thiserror::Error;
 
+use crate::access::{Access, Permission};
 use crate::codec::CodecError;
 use crate::command::{Batch, Command, NodeInfo, Origin, QueueFullPolicy, SessionRef, Setting};
 use crate::effect::{Delivery, Effect, EffectSink, Outcome, SessionSummary};
@@ -138,6 +142,8 @@ pub struct Settings {
     pub delayed_bytes_max: u64,
     /// Subscriptions of one session.
     pub subscriptions_max: u32,
+    /// What holds for a client when no rule fits.
+    pub acl_otherwise: Permission,
 }
 
 impl Default for Settings {
@@ -151,6 +157,7 @@ impl Default for Settings {
             delay_s_max: 4_294_967,
             delayed_bytes_max: 256 << 20,
             subscriptions_max: 65_536,
+            acl_otherwise: Permission::Allow,
         }
     }
 }
@@ -166,6 +173,7 @@ impl Settings {
             Setting::DelayMax(seconds) => self.delay_s_max = seconds,
             Setting::DelayedBytesMax(bytes) => self.delayed_bytes_max = bytes,
             Setting::SubscriptionsMax(most) => self.subscriptions_max = most,
+            Setting::AclOtherwise(permission) => self.acl_otherwise = permission,
         }
     }
 }
@@ -202,6 +210,8 @@ pub struct Machine<S> {
     applied: AppliedRow,
     raft_state: Option<Bytes>,
     settings: Settings,
+    /// Shared with readers: changed by a copy, once they have it.
+    access: Arc<Access>,
     nodes: BTreeMap<NodeId, NodeRow>,
     next_node: u64,
     /// Open incarnations.
@@ -382,6 +392,10 @@ impl<S: RowStore> Machine<S> {
             | Command::Unsubscribe { .. } => Ok(Outcome::Fenced),
             Command::Set(setting) => self.set(*setting),
             Command::EndSession { session } => self.end_by_operator(*session, fx),
+            Command::PutUser(user) => self.put_user(user),
+            Command::DeleteUser { name } => self.delete_user(name),
+            Command::PutAclRule(rule) => self.put_acl_rule(rule),
+            Command::DeleteAclRule { number } => Ok(self.delete_acl_rule(*number)),
             Command::NodeStarted(_)
             | Command::NodeLost { .. }
             | Command::Tick
@@ -405,6 +419,10 @@ impl<S: RowStore> Machine<S> {
             Command::RemoveNode { node } => self.remove_node(*node, fx),
             Command::Set(setting) => self.set(*setting),
             Command::EndSession { session } => self.end_by_operator(*session, fx),
+            Command::PutUser(user) => self.put_user(user),
+            Command::DeleteUser { name } => self.delete_user(name),
+            Command::PutAclRule(rule) => self.put_acl_rule(rule),
+            Command::DeleteAclRule { number } => Ok(self.delete_acl_rule(*number)),
             Command::Tick => Ok(Outcome::Done),
             Command::Connect(_)
             | Command::Close(_)
@@ -432,6 +450,10 @@ impl<S: RowStore> Machine<S> {
             Setting::DelayMax(_) => 6,
             Setting::DelayedBytesMax(_) => 7,
             Setting::SubscriptionsMax(_) => 8,
+            Setting::AclOtherwise(permission) => {
+                self.set_acl_otherwise(permission);
+                9
+            }
         };
         self.rows.put(key::setting(ordinal), SettingRow(setting).to_bytes()?);
         Ok(Outcome::Done)

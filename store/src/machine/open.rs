@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 
@@ -43,6 +44,7 @@ impl<S: RowStore> Machine<S> {
             applied: AppliedRow::initial(),
             raft_state: None,
             settings: Settings::default(),
+            access: Arc::default(),
             nodes: BTreeMap::new(),
             next_node: 1,
             streams: BTreeMap::new(),
@@ -62,6 +64,7 @@ impl<S: RowStore> Machine<S> {
             withdrawn: BTreeSet::new(),
         };
         machine.load_meta()?;
+        machine.load_access()?;
         machine.load_nodes()?;
         machine.load_sessions()?;
         machine.load_continuations()?;

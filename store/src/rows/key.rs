@@ -24,6 +24,8 @@
 //! | 18 idempotency key | user: u32 (0 anonymous, else its length + 1) and UTF-8; key UTF-8 | `IdempotencyRow` |
 //! | 19 idempotency order | position u64 | `IdempotencyOrderRow` |
 //! | 20 delayed | due u64, position u64 of the PUBLISH | `DelayedRow` |
+//! | 22 user | name UTF-8 | [`crate::access::User`] |
+//! | 23 ACL rule | number u32 | [`crate::access::AclRule`] |
 //!
 //! Ordinals are on disk: kept for ever, only appended.
 
@@ -73,6 +75,10 @@ pub enum RowKind {
     IdempotencyOrder = 19,
     /// A delayed publish.
     Delayed = 20,
+    /// A user.
+    User = 22,
+    /// An ACL rule.
+    AclRule = 23,
 }
 
 /// The rows of kind meta.
@@ -284,6 +290,18 @@ pub fn idempotency_name(user: Option<&str>, key: &str) -> Vec<u8> {
 #[must_use]
 pub fn delayed(due: ClusterTime, position: Position) -> Key {
     Key::with(RowKind::Delayed, &due.0.to_be_bytes()).and(&position.as_u64().to_be_bytes())
+}
+
+/// Kind 22.
+#[must_use]
+pub fn user(name: &str) -> Key {
+    Key::with(RowKind::User, name.as_bytes())
+}
+
+/// Kind 23.
+#[must_use]
+pub fn acl_rule(number: u32) -> Key {
+    Key::with(RowKind::AclRule, &number.to_be_bytes())
 }
 
 /// What follows group and kind.

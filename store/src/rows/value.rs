@@ -18,6 +18,7 @@ use bincode::{Decode, Encode};
 use bytes::{BufMut, Bytes, BytesMut};
 
 use super::{RowsError, key};
+use crate::access::{AclRule, User};
 use crate::codec::{self, Enveloped, Kind, Payload, PayloadSource};
 use crate::command::{NodeInfo, Setting, SubscribeOptions, Will};
 use crate::ids::{ClusterTime, Epoch, Incarnation, Position, QoS, QueueSeq, SessionId};
@@ -57,7 +58,7 @@ macro_rules! plain_rows {
         }
     )*};
 }
-plain_rows!(AppliedRow, SessionRow, SubscriptionRow, NodeRow, SettingRow, ContinuationRow);
+plain_rows!(AppliedRow, SessionRow, SubscriptionRow, NodeRow, SettingRow, ContinuationRow, User, AclRule);
 
 impl Enveloped for Message {
     const KIND: Kind = Kind::Message;

@@ -94,6 +94,7 @@ impl Driver {
         verdict
             .and_then(|()| self.one_message_at_each_position(&happened))
             .and_then(|()| self.no_row_is_left_over())
+            .and_then(|()| self.model.access.check(self.rig.machine.access()))
             .map_err(|e| format!("entry {index} {batch:?}\nat {now}: {e}"))
     }
 
@@ -211,6 +212,7 @@ impl Driver {
                 self.direct(Command::Set(Setting::QueueBytesMax(*bytes)))
             }
             Op::Bound { .. } => Ok(()),
+            Op::Access(op) => self.direct(op.command()),
             Op::EndSession(client) => match self.model.session_of(&client_id(*client)).map(|s| s.id) {
                 Some(session) => self.direct(Command::EndSession { session }),
                 None => Ok(()),

@@ -7,6 +7,7 @@
 //! Each test program uses a part of it.
 #![allow(dead_code)]
 
+pub(crate) mod access;
 pub(crate) mod compare;
 pub(crate) mod driver;
 pub(crate) mod holds;
@@ -18,6 +19,7 @@ pub(crate) mod state;
 
 use std::collections::BTreeMap;
 
+use quorate_store::access::Permission;
 use quorate_store::command::{AckKind, Batch, Close, Command, Connect, NodeStarted, Origin, Publish};
 use quorate_store::command::{SessionRef, Setting, Settle, Subscribe, Will};
 use quorate_store::effect::{KickReason, Outcome};
@@ -87,6 +89,7 @@ pub(crate) struct Model {
     pub(crate) nodes: BTreeMap<NodeId, Node>,
     pub(crate) lives: BTreeMap<Incarnation, Life>,
     pub(crate) settings: Settings,
+    pub(crate) access: access::AccessModel,
     pub(crate) sessions: BTreeMap<SessionId, Session>,
     pub(crate) retained: BTreeMap<String, Msg>,
     pub(crate) next_node: u64,
@@ -237,6 +240,9 @@ impl Model {
                     Setting::DelayMax(seconds) => self.settings.delay_max = seconds,
                     Setting::DelayedBytesMax(_) => {}
                     Setting::SubscriptionsMax(most) => self.settings.subscriptions_max = most as usize,
+                    Setting::AclOtherwise(permission) => {
+                        self.access.denies_otherwise = permission == Permission::Deny;
+                    }
                 }
                 Want::Is(Outcome::Done)
             }
@@ -250,6 +256,10 @@ impl Model {
                 self.end(*session);
                 Want::Is(Outcome::Done)
             }
+            Command::PutUser(user) => self.access.put_user(user),
+            Command::DeleteUser { name } => self.access.delete_user(name),
+            Command::PutAclRule(rule) => self.access.put_rule(rule),
+            Command::DeleteAclRule { number } => self.access.delete_rule(*number),
         }
     }
 

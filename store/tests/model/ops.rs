@@ -3,6 +3,8 @@
 
 use proptest::prelude::*;
 
+use super::access::{AccessOp, access_op};
+
 const CLIENTS: u8 = 5;
 
 /// One thing that happens in a cluster.
@@ -42,6 +44,8 @@ pub(crate) enum Op {
     SubscriptionsMax(u32),
     /// The bound of a queue, and what happens there. Only in histories that are about it.
     Bound { bytes: u64, drop_oldest: bool },
+    /// Users or rules change.
+    Access(AccessOp),
     /// An operator ends a session.
     EndSession(u8),
     /// The process starts anew.
@@ -240,6 +244,7 @@ fn op() -> impl Strategy<Value = Op> {
         1 => (prop_oneof![Just(0), Just(1), Just(2), Just(1_000_000)], prop_oneof![Just(0), Just(2), Just(100)])
             .prop_map(|(keys, seconds)| Op::KeyWindow { keys, seconds }),
         1 => prop_oneof![Just(2), Just(1000)].prop_map(Op::DelayMax),
+        1 => access_op().prop_map(Op::Access),
         1 => (0..CLIENTS).prop_map(Op::EndSession),
         2 => Just(Op::Reopen),
     ]

@@ -1,5 +1,6 @@
 //! The schedules, by what they are about.
 
+mod access;
 mod bounded;
 mod cursors;
 mod delayed;

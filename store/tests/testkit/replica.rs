@@ -76,6 +76,7 @@ pub(crate) fn reopened(machine: &Machine<MemRows>) -> Machine<MemRows> {
     assert_eq!(again.nodes(), machine.nodes());
     assert_eq!(again.settings(), machine.settings());
     assert_eq!(again.delayed(), machine.delayed());
+    assert!(again.access() == machine.access());
     assert_eq!((again.has_deadlines(), again.has_continuations()), (timed, continued));
     again
 }
