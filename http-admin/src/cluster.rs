@@ -2,8 +2,10 @@
 //! and the JSON that scripts rely on.
 
 use std::future::Future;
+use std::sync::Arc;
 
 use axum::http::StatusCode;
+use quorate_store::access::{Access, AccessError, AclRule, Permission, User};
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
@@ -186,6 +188,9 @@ pub enum AdminError {
     /// The node itself failed.
     #[error("{0}")]
     Internal(String),
+    /// A user or a rule is beyond a bound.
+    #[error("{0}")]
+    Access(AccessError),
 }
 
 impl From<AdminError> for Problem {
@@ -209,12 +214,31 @@ impl From<AdminError> for Problem {
             AdminError::Conflict(_) => {
                 Self::new(StatusCode::CONFLICT, "conflict", "The cluster's state forbids this", detail)
             }
+            AdminError::Access(AccessError::TooManyUsers | AccessError::TooManyRules) => {
+                Self::new(StatusCode::CONFLICT, "limit", "A limit is reached", detail)
+            }
+            AdminError::Access(_) => Self::bad_request(detail),
             AdminError::Unavailable(_) => Self::unavailable("unavailable", "Not now", detail),
             AdminError::Internal(_) => {
                 Self::new(StatusCode::INTERNAL_SERVER_ERROR, "internal", "This node failed", detail)
             }
         }
     }
+}
+
+/// A change of users or rules.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AccessChange {
+    /// Adds or replaces a user.
+    PutUser(User),
+    /// Removes a user.
+    DeleteUser(String),
+    /// Adds or replaces a rule.
+    PutRule(AclRule),
+    /// Removes a rule.
+    DeleteRule(u32),
+    /// Sets what holds when no rule fits.
+    Otherwise(Permission),
 }
 
 /// A future that the routes can await on any thread.
@@ -242,4 +266,10 @@ pub trait ClusterAdmin: Clone + Send + Sync + 'static {
     fn transfer(&self, to: Option<u64>) -> answers!(Transferred);
     /// Scans all rows of this node.
     fn digest(&self) -> answers!(Digest);
+    /// Users and rules as applied here; never blocks.
+    fn access(&self) -> Arc<Access>;
+    /// The same, with all that was acknowledged anywhere before this call.
+    fn fresh_access(&self) -> answers!(Arc<Access>);
+    /// Carries out a change of users or rules, on any node. Whether there was what it removes.
+    fn change_access(&self, change: AccessChange) -> answers!(bool);
 }

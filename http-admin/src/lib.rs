@@ -1,9 +1,12 @@
 //! Administration over HTTP: the cluster's state and its changes as REST, health for load balancers,
-//! metrics for Prometheus, and a page for people.
+//! users and rules, metrics for Prometheus, and a page for people.
 //!
 //! It owns the HTTP server, the JSON shapes, the registry of metrics and the forwarding to the leader.
 //! It never touches the log, rows or MQTT: everything it does goes through [`ClusterAdmin`].
 
+#[cfg(test)]
+mod access_tests;
+mod acls;
 mod cluster;
 mod dry_run;
 mod forward;
@@ -17,10 +20,12 @@ mod stages;
 mod testkit;
 #[cfg(test)]
 mod tests;
+mod users;
 
+pub use acls::{Act, CheckRequest, Checked, PutOtherwise, PutRule, RulePage, RuleView, Verdict, Whom};
 pub use cluster::{
-    AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, NodeState, NodeView,
-    Role, TransferRequest, Transferred,
+    AccessChange, AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, NodeState,
+    NodeView, Role, TransferRequest, Transferred,
 };
 pub use dry_run::{Change, Plan, Quorum, plan};
 pub use forward::{FORWARDED, Forwarder};
@@ -29,3 +34,4 @@ pub use problem::{PROBLEM_JSON, Problem};
 pub use routes::{Limits, router};
 pub use server::AdminServer;
 pub use stages::{LogSample, Stages, StagesSource};
+pub use users::{PutUser, UserPage, UserView};

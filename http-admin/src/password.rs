@@ -98,7 +98,14 @@ pub fn verify_nobody(password: &[u8]) {
 const NOBODY: &str =
     "$argon2id$v=19$m=19456,t=2,p=1$cXVvcmF0ZS5ub2JvZHkxMw$m1kBuTI3Q1W5zUvnbeg2Pj0H6mXkYJ0yTqVdwL7cRsE";
 
-/// A password or user name as SASLprep (RFC 4013) has it.
+/// Whether SASLprep (RFC 4013) leaves a user name as it is. Only such names are given: so a client's User Name is looked
+/// up as it comes, and SCRAM, which prepares it, finds the same user.
+#[must_use]
+pub fn is_prepared(name: &str) -> bool {
+    stringprep::saslprep(name).is_ok_and(|prepared| prepared == name)
+}
+
+/// A password as SASLprep (RFC 4013) has it.
 fn prepare(password: &str) -> Result<Cow<'_, str>, PasswordError> {
     // Before the work, and after it, which may lengthen it.
     let fits = |text: &str| if text.len() > PASSWORD_BYTES_MAX { Err(PasswordError::TooLong) } else { Ok(()) };

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::{Body, Bytes};
-use axum::extract::rejection::BytesRejection;
+use axum::extract::rejection::{BytesRejection, QueryRejection};
 use axum::extract::{DefaultBodyLimit, OriginalUri, Path, Query, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, Uri, header};
 use axum::middleware::Next;
@@ -36,15 +36,22 @@ pub struct Limits {
     pub requests_max: usize,
 }
 
-struct Shared<C> {
-    cluster: C,
+pub(crate) struct Shared<C> {
+    pub(crate) cluster: C,
     forwarder: Forwarder,
     metrics: Arc<Metrics>,
     slots: Semaphore,
     timeout: Duration,
+    /// Passwords that are hashed at a time: each takes 19 MiB and a processor.
+    pub(crate) hashing: Semaphore,
 }
 
-type App<C> = State<Arc<Shared<C>>>;
+/// Passwords that are hashed at a time.
+const HASHING_MAX: usize = 2;
+/// Most rows of one answer.
+pub(crate) const PAGE_ROWS_MAX: usize = 1000;
+
+pub(crate) type App<C> = State<Arc<Shared<C>>>;
 
 /// All routes over `cluster`.
 pub fn router<C: ClusterAdmin>(cluster: C, forwarder: Forwarder, metrics: Arc<Metrics>, limits: Limits) -> Router {
@@ -54,6 +61,7 @@ pub fn router<C: ClusterAdmin>(cluster: C, forwarder: Forwarder, metrics: Arc<Me
         metrics,
         slots: Semaphore::new(limits.requests_max.min(Semaphore::MAX_PERMITS)),
         timeout: limits.timeout,
+        hashing: Semaphore::new(HASHING_MAX),
     });
     let health = Router::new()
         .route("/health/live", get(|| async { ok("live") }))
@@ -69,6 +77,8 @@ pub fn router<C: ClusterAdmin>(cluster: C, forwarder: Forwarder, metrics: Arc<Me
         .route("/api/v1/cluster/nodes/{id}/demote", post(demote::<C>))
         .route("/api/v1/cluster/leader", post(transfer::<C>))
         .route("/api/v1/cluster/digest", get(digest::<C>))
+        .merge(crate::users::routes::<C>())
+        .merge(crate::acls::routes::<C>())
         .layer(axum::middleware::from_fn_with_state(shared.clone(), bounded::<C>))
         .layer(DefaultBodyLimit::max(limits.body_bytes_max));
     health
@@ -115,7 +125,7 @@ fn ok(status: &str) -> Response {
     json(StatusCode::OK, &serde_json::json!({ "status": status }))
 }
 
-fn json(status: StatusCode, value: &impl Serialize) -> Response {
+pub(crate) fn json(status: StatusCode, value: &impl Serialize) -> Response {
     match serde_json::to_vec(value) {
         Ok(body) => {
             let mut response = (status, body).into_response();
@@ -167,9 +177,9 @@ async fn digest<C: ClusterAdmin>(State(shared): App<C>) -> Response {
 }
 
 /// What every change comes with.
-struct Ask {
+pub(crate) struct Ask {
     request: Forwardable,
-    dry_run: bool,
+    pub(crate) dry_run: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -209,8 +219,50 @@ fn body_problem(rejection: BytesRejection) -> Problem {
 }
 
 impl Ask {
-    fn body<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+    pub(crate) fn body<T: DeserializeOwned>(&self) -> Result<T, Problem> {
         serde_json::from_slice(&self.request.body).map_err(|e| Problem::bad_request(format!("the body: {e}")))
+    }
+
+    /// A body with a secret in it, nothing of which comes back in an error.
+    pub(crate) fn secret_body<T: DeserializeOwned>(&self) -> Result<T, Problem> {
+        serde_json::from_slice(&self.request.body).map_err(|e| {
+            let (line, column) = (e.line(), e.column());
+            let what = if e.is_data() { "a key that is unknown, or a value of another type" } else { "no valid JSON" };
+            Problem::bad_request(format!("the body: {what}, at line {line}, column {column}"))
+        })
+    }
+}
+
+/// Which part of a list is asked for.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Page<T> {
+    /// It begins behind this.
+    #[serde(default = "none")]
+    pub(crate) after: Option<T>,
+    /// It has at most so many.
+    #[serde(default = "page_rows_max")]
+    pub(crate) limit: usize,
+}
+
+fn none<T>() -> Option<T> {
+    None
+}
+
+fn page_rows_max() -> usize {
+    PAGE_ROWS_MAX
+}
+
+impl<T> Page<T> {
+    /// Of a request's query.
+    pub(crate) fn of(query: Result<Query<Self>, QueryRejection>) -> Result<Self, Problem> {
+        let Query(page) =
+            query.map_err(|e| Problem::bad_request(format!("{}; the options are after and limit", e.body_text())))?;
+        if (1..=PAGE_ROWS_MAX).contains(&page.limit) {
+            Ok(page)
+        } else {
+            Err(Problem::bad_request(format!("limit: 1 to {PAGE_ROWS_MAX}")))
+        }
     }
 }
 

@@ -4,10 +4,11 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::Router;
+use quorate_store::access::Access;
 
 use crate::cluster::{
-    AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, NodeState, NodeView,
-    Role, Transferred,
+    AccessChange, AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, NodeState,
+    NodeView, Role, Transferred,
 };
 use crate::{AdminServer, Forwarder, Limits, LogSample, Metrics, MqttSample, Stages, router};
 
@@ -36,6 +37,8 @@ pub(crate) fn view(voters: &[u64], learners: &[u64]) -> ClusterView {
 pub(crate) enum Answer {
     Do,
     Fail(AdminError),
+    /// Reads are answered.
+    FailChanges(AdminError),
     Hang,
 }
 
@@ -46,11 +49,18 @@ pub(crate) struct Fake {
     pub(crate) view: ClusterView,
     pub(crate) answer: Answer,
     pub(crate) asked: Arc<Mutex<Vec<String>>>,
+    pub(crate) access: Arc<Mutex<Arc<Access>>>,
 }
 
 impl Fake {
     pub(crate) fn leader() -> Self {
-        Self { node: 1, view: view(&[1, 2, 3], &[4]), answer: Answer::Do, asked: Arc::default() }
+        Self {
+            node: 1,
+            view: view(&[1, 2, 3], &[4]),
+            answer: Answer::Do,
+            asked: Arc::default(),
+            access: Arc::default(),
+        }
     }
 
     pub(crate) fn follower_of(leader: LeaderAddress) -> Self {
@@ -65,7 +75,7 @@ impl Fake {
         self.asked.lock().unwrap().push(what);
         match &self.answer {
             Answer::Do => Ok(()),
-            Answer::Fail(error) => Err(error.clone()),
+            Answer::Fail(error) | Answer::FailChanges(error) => Err(error.clone()),
             Answer::Hang => std::future::pending().await,
         }
     }
@@ -102,6 +112,36 @@ impl ClusterAdmin for Fake {
     async fn digest(&self) -> Result<Digest, AdminError> {
         self.take("digest".to_owned()).await?;
         Ok(Digest { node: self.node, applied: 120, digest: "00000000000000ff".to_owned() })
+    }
+    fn access(&self) -> Arc<Access> {
+        self.access.lock().unwrap().clone()
+    }
+    async fn fresh_access(&self) -> Result<Arc<Access>, AdminError> {
+        match &self.answer {
+            Answer::Fail(error) => Err(error.clone()),
+            _ => Ok(self.access()),
+        }
+    }
+    async fn change_access(&self, change: AccessChange) -> Result<bool, AdminError> {
+        self.take(format!("{change:?}")).await?;
+        let mut access = self.access.lock().unwrap();
+        let access = Arc::make_mut(&mut access);
+        Ok(match change {
+            AccessChange::PutUser(user) => {
+                access.users.insert(user.name.clone(), user);
+                true
+            }
+            AccessChange::DeleteUser(name) => access.users.remove(&name).is_some(),
+            AccessChange::PutRule(rule) => {
+                access.rules.insert(rule);
+                true
+            }
+            AccessChange::DeleteRule(number) => access.rules.remove(number),
+            AccessChange::Otherwise(permission) => {
+                access.otherwise = permission;
+                true
+            }
+        })
     }
 }
 

@@ -105,6 +105,20 @@ impl fmt::Display for AdminFailure {
     }
 }
 
+/// `text` as a part of a path or query.
+pub(crate) fn encoded(text: &str) -> String {
+    use std::fmt::Write as _;
+    text.bytes().fold(String::with_capacity(text.len()), |mut url, byte| {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            url.push(char::from(byte));
+        } else {
+            // Writing to a String does not fail.
+            let _ = write!(url, "%{byte:02X}");
+        }
+        url
+    })
+}
+
 /// reqwest's own text stops at "error sending request": the reason is at the end of the chain.
 fn root_cause(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;

@@ -3,12 +3,14 @@
 //! Results go to standard output, everything else to standard error. A failure says what, why and what to
 //! do. This module owns the exit statuses; the work is done elsewhere.
 
+mod acl;
 mod admin;
 mod cluster;
 mod publish;
 mod settings;
 mod subscribe;
 mod target;
+mod user;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -92,6 +94,10 @@ enum Command {
     Demo(crate::demo::DemoArgs),
     /// Look at a cluster and change it
     Cluster(cluster::ClusterArgs),
+    /// Say who may connect
+    User(user::UserArgs),
+    /// Say what clients may publish and subscribe to
+    Acl(acl::AclArgs),
     /// Publish messages
     Pub(publish::PubArgs),
     /// Subscribe and print what comes
@@ -125,6 +131,8 @@ pub fn run() -> ExitCode {
         Command::Server(args) => crate::server::run(&args),
         Command::Demo(args) => runtime().and_then(|runtime| runtime.block_on(crate::demo::run(args))),
         Command::Cluster(args) => runtime().and_then(|runtime| runtime.block_on(cluster::run(args))),
+        Command::User(args) => runtime().and_then(|runtime| runtime.block_on(user::run(args))),
+        Command::Acl(args) => runtime().and_then(|runtime| runtime.block_on(acl::run(args))),
         Command::Pub(args) => runtime().and_then(|runtime| runtime.block_on(publish::run(args))),
         Command::Sub(args) => runtime().and_then(|runtime| runtime.block_on(subscribe::run(args))),
         Command::Config(args) => config(&args.command),
@@ -158,6 +166,12 @@ fn config(command: &ConfigCommand) -> Result<(), Failure> {
             print_out(&format!("{} is valid\n", file.display()))
         }
     }
+}
+
+/// Lines of JSON.
+fn as_json(value: &impl serde::Serialize) -> Result<String, Failure> {
+    let text = serde_json::to_string_pretty(value).map_err(|error| Failure::new(error.to_string()))?;
+    Ok(text + "\n")
 }
 
 /// Prints to standard output; that nobody reads it any more (`| head`) is no failure.

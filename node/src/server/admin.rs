@@ -5,11 +5,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quorate_http_admin::{
-    AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, LogSample, MqttSample,
-    NodeState, NodeView, Role, Stages, Transferred,
+    AccessChange, AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, LogSample,
+    MqttSample, NodeState, NodeView, Role, Stages, Transferred,
 };
-use quorate_raft::{Cluster, ClusterStatus, JoinError, MembershipError, NodeRole, NodeStatus};
-use quorate_store::command::NodeInfo;
+use quorate_raft::{Cluster, ClusterStatus, JoinError, MembershipError, NodeRole, NodeStatus, ProposeError};
+use quorate_store::access::Access;
+use quorate_store::command::{Command, NodeInfo, Setting};
+use quorate_store::effect::Outcome;
 use quorate_store::ids::NodeId;
 use quorate_store::log::SYNC_US_BOUNDS;
 
@@ -171,6 +173,35 @@ impl ClusterAdmin for NodeAdmin {
     async fn digest(&self) -> Result<Digest, AdminError> {
         let (applied, digest) = self.cluster.digest().await.map_err(AdminError::Internal)?;
         Ok(Digest { node: self.node_id(), applied, digest: format!("{digest:016x}") })
+    }
+
+    fn access(&self) -> Arc<Access> {
+        self.cluster.access().borrow().clone()
+    }
+
+    async fn fresh_access(&self) -> Result<Arc<Access>, AdminError> {
+        self.cluster.linearizable().await.map_err(|error| AdminError::Unavailable(error.to_string()))?;
+        Ok(self.access())
+    }
+
+    async fn change_access(&self, change: AccessChange) -> Result<bool, AdminError> {
+        let command = match change {
+            AccessChange::PutUser(user) => Command::PutUser(Box::new(user)),
+            AccessChange::DeleteUser(name) => Command::DeleteUser { name },
+            AccessChange::PutRule(rule) => Command::PutAclRule(Box::new(rule)),
+            AccessChange::DeleteRule(number) => Command::DeleteAclRule { number },
+            AccessChange::Otherwise(permission) => Command::Set(Setting::AclOtherwise(permission)),
+        };
+        match self.cluster.propose_direct(command).await {
+            Ok(Outcome::Done) => Ok(true),
+            Ok(Outcome::Void) => Ok(false),
+            Ok(Outcome::AccessRefused(error)) => Err(AdminError::Access(error)),
+            Ok(other) => Err(AdminError::Internal(format!("the state machine answered {other:?}"))),
+            Err(error @ (ProposeError::NotIdempotent | ProposeError::Encode(_))) => {
+                Err(AdminError::Internal(error.to_string()))
+            }
+            Err(error) => Err(AdminError::Unavailable(error.to_string())),
+        }
     }
 }
 
