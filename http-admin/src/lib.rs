@@ -29,7 +29,7 @@ pub use cluster::{
 };
 pub use dry_run::{Change, Plan, Quorum, plan};
 pub use forward::{FORWARDED, Forwarder};
-pub use metrics::{Metrics, MqttSample, MqttSource};
+pub use metrics::{ListenerSample, Metrics, MqttSample, MqttSource};
 pub use problem::{PROBLEM_JSON, Problem};
 pub use routes::{Limits, router};
 pub use server::AdminServer;

@@ -71,6 +71,23 @@ pub struct MqttSample {
     pub proposer_busy: u64,
     /// Acknowledgements sent before their commit. Must stay 0.
     pub acks_before_commit: u64,
+    /// Each listener.
+    pub listeners: Vec<ListenerSample>,
+}
+
+/// What one listener has counted, at one moment.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ListenerSample {
+    /// Its name.
+    pub name: String,
+    /// Connections now.
+    pub connections: u64,
+    /// Connections ever.
+    pub connections_total: u64,
+    /// Connections that were refused, by the bound that was reached.
+    pub refused: Vec<(&'static str, u64)>,
+    /// Connections that came to nothing before MQTT, by where they failed.
+    pub failed: Vec<(&'static str, u64)>,
 }
 
 /// Says what the MQTT front end has counted; called at each scrape.
@@ -135,8 +152,39 @@ impl Collector for MqttCollector {
             let label = [("reason", reason.as_str())];
             family.encode_family(&label)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
         }
-        Ok(())
+        encode_listeners(&sample.listeners, &mut encoder)
     }
+}
+
+fn encode_listeners(listeners: &[ListenerSample], encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let help = "Client connections now, by listener";
+    let mut family = encoder.encode_descriptor("listener_connections", help, None, MetricType::Gauge)?;
+    for listener in listeners {
+        let connections = i64::try_from(listener.connections).unwrap_or(i64::MAX);
+        family.encode_family(&[("listener", listener.name.as_str())])?.encode_gauge(&connections)?;
+    }
+    let help = "Sockets accepted, by listener";
+    let mut family = encoder.encode_descriptor("listener_sockets", help, None, MetricType::Counter)?;
+    for listener in listeners {
+        let label = [("listener", listener.name.as_str())];
+        let value = listener.connections_total;
+        family.encode_family(&label)?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+    }
+    type Counts = fn(&ListenerSample) -> &[(&'static str, u64)];
+    let families: [(_, _, _, Counts); 2] = [
+        ("refused_connections", "limit", "Connections refused because a bound was reached", |l| &l.refused),
+        ("failed_connections", "stage", "Connections that came to nothing before MQTT was spoken", |l| &l.failed),
+    ];
+    for (name, label, help, counts) in families {
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+        for listener in listeners {
+            for (of, value) in counts(listener) {
+                let labels = [("listener", listener.name.as_str()), (label, *of)];
+                family.encode_family(&labels)?.encode_counter::<NoLabelSet, _, u64>(value, None)?;
+            }
+        }
+    }
+    Ok(())
 }
 
 #[derive(Debug, Default)]

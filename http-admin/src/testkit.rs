@@ -10,7 +10,7 @@ use crate::cluster::{
     AccessChange, AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, NodeState,
     NodeView, Role, Transferred,
 };
-use crate::{AdminServer, Forwarder, Limits, LogSample, Metrics, MqttSample, Stages, router};
+use crate::{AdminServer, Forwarder, Limits, ListenerSample, LogSample, Metrics, MqttSample, Stages, router};
 
 /// A view with these voters (the first leads) and learners, all up.
 pub(crate) fn view(voters: &[u64], learners: &[u64]) -> ClusterView {
@@ -149,7 +149,14 @@ impl ClusterAdmin for Fake {
 pub(crate) const LIMITS: Limits = Limits { body_bytes_max: 1024, timeout: Duration::from_secs(2), requests_max: 2 };
 
 fn sample() -> MqttSample {
-    MqttSample { connections: 7, received: [1, 2, 3], closed: vec![(0x8e, 4)], ..MqttSample::default() }
+    let listeners = vec![ListenerSample {
+        name: "tls://0.0.0.0:8883".to_owned(),
+        connections: 5,
+        connections_total: 9,
+        refused: vec![("rate", 3)],
+        failed: vec![("tls", 2)],
+    }];
+    MqttSample { connections: 7, received: [1, 2, 3], closed: vec![(0x8e, 4)], listeners, ..MqttSample::default() }
 }
 
 fn stages() -> Stages {

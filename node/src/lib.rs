@@ -18,5 +18,6 @@ pub mod config;
 pub mod demo;
 pub mod logging;
 pub mod mqtt;
+mod nearest;
 pub mod server;
 mod sys;

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use thiserror::Error;
 
+use crate::nearest::did_you_mean;
+
 /// A configuration that cannot be used.
 #[derive(Debug, Error)]
 pub enum ConfigError {
@@ -69,8 +71,4 @@ pub enum ConfigError {
         /// What to do.
         remedy: String,
     },
-}
-
-fn did_you_mean(nearest: Option<&str>) -> String {
-    nearest.map_or_else(String::new, |key| format!(" (did you mean `{key}`?)"))
 }

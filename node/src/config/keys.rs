@@ -6,7 +6,8 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::value::{LogFormat, QueueFull, Value};
+use super::value::{Listen, LogFormat, QueueFull, Value};
+use crate::mqtt::ListenerOptions;
 
 /// One key, as help and `config default` show it.
 #[derive(Clone, Debug)]
@@ -87,13 +88,17 @@ keys! {
         name: String = String::new();
         /// Where this node keeps its log, its rows and its identity.
         data_dir: PathBuf = PathBuf::from("./quorate-data");
-        /// Address for MQTT clients (3.1, 3.1.1 and 5.0 on one port).
-        mqtt: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 1883));
+        /// Address for MQTT clients (3.1, 3.1.1 and 5.0 on one port), in plain TCP. Empty: only `listeners`.
+        mqtt: Listen = Listen(Some(SocketAddr::from(([127, 0, 0, 1], 1883))));
+        /// More listeners, a URL each: `tcp://ADDRESS`, `tls://ADDRESS`, `ws://ADDRESS/mqtt`, `wss://ADDRESS/mqtt` or
+        /// `unix:///PATH`, with parameters such as `?cert=FILE&key=FILE`. docs/OPERATIONS.md names them all.
+        listeners: Vec<ListenerOptions> = Vec::new();
         /// Address for the other nodes of the cluster.
         peer: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7400));
         /// Address for REST, metrics, health and the web page.
         admin: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 7480));
-        /// `host:port` under which MQTT clients reach this node. Empty: the address of `mqtt`, or, when that is
+        /// `host:port` under which MQTT clients reach this node. Empty: the address of `mqtt`, or, when that is empty,
+        /// of the first of `listeners` that has one; when that address is
         /// 0.0.0.0 or ::, the host of `peer_advertise`. `admin_advertise` likewise.
         mqtt_advertise: String = String::new();
         /// `host:port` under which the other nodes reach this node. Empty: the address of `peer`.
@@ -146,6 +151,13 @@ keys! {
         mqtt_workers: usize = 0;
         /// Connections at a time; one more is refused with 0x89.
         connections_max: usize = 100_000;
+        /// Connections of one client address at a time (of IPv6: of one /64); one more is refused with 0x97. 0: no bound.
+        connections_per_address_max: usize = 0;
+        /// New connections in a second, and as many at once after a pause; more are refused with 0x9F. 0: no bound.
+        connection_rate_max: u32 = 0;
+        /// How often the files of certificates are looked at: changed ones are used for new connections, as on SIGHUP.
+        /// 0: only on SIGHUP.
+        tls_reload_s: u64 = 10;
         /// Largest packet that is accepted, up to 62,914,560 (60 MiB); v5 clients are told.
         packet_bytes_max: u32 = 1_048_576;
         /// QoS 1 and 2 publishes of one client that may be unacknowledged; v5 clients are told.

@@ -16,7 +16,11 @@ use quorate_store::topic::TOPIC_LEVELS_MAX;
 
 pub use error::ConfigError;
 pub use keys::{Config, Key, Layer};
-pub use value::{LogFormat, QueueFull, Value};
+pub use value::{Listen, LogFormat, QueueFull, Value};
+
+use crate::mqtt::ListenerOptions;
+use crate::mqtt::listen::{Endpoint, load_tls};
+use crate::nearest::nearest;
 
 /// Prefix of the environment variables.
 pub const VARIABLE_PREFIX: &str = "QUORATE_";
@@ -92,14 +96,20 @@ impl Config {
                 "keep `bootstrap` or `join`, not both",
             );
         }
-        for (key, address) in [("mqtt", self.mqtt), ("peer", self.peer), ("admin", self.admin)] {
-            if !self.allow_anonymous && !address.ip().is_loopback() {
+        for (key, address) in [("mqtt", self.mqtt.0), ("peer", Some(self.peer)), ("admin", Some(self.admin))] {
+            if !self.allow_anonymous && address.is_some_and(|address| !address.ip().is_loopback()) {
                 return refuse(
                     key,
                     "whoever reaches this address would be let in without authentication",
                     "use a loopback address, or, on a network that you trust, set allow_anonymous = true (--allow-anonymous)",
                 );
             }
+        }
+        if self.mqtt.0.is_none() && self.listeners.is_empty() {
+            return refuse("mqtt", "no client could connect", "give an address, or at least one of `listeners`");
+        }
+        for listener in &self.listeners {
+            self.check_listener(listener)?;
         }
         if self.peer.ip().is_unspecified() && self.peer_advertise.is_empty() {
             return refuse(
@@ -237,6 +247,32 @@ impl Config {
         Ok(())
     }
 
+    /// Whether a listener is safe, and its files can be used.
+    fn check_listener(&self, listener: &ListenerOptions) -> Result<(), ConfigError> {
+        let refuse = |why: String, remedy: &str| ConfigError::Refused {
+            key: "listeners",
+            value: listener.url.clone(),
+            why,
+            remedy: remedy.to_owned(),
+        };
+        if !self.allow_anonymous && !listener.is_local() && listener.allows_anonymous() {
+            return Err(refuse(
+                "whoever reaches this address would be let in without authentication".to_owned(),
+                "name how clients authenticate, such as auth=password, or, on a network that you trust, set allow_anonymous = true (--allow-anonymous)",
+            ));
+        }
+        if let Some(tls) = &listener.tls {
+            load_tls(tls).map_err(|error| {
+                refuse(error.to_string(), "paths are taken from where the server runs: write them absolute")
+            })?;
+        }
+        if self.listeners.iter().filter(|other| other.name == listener.name).count() > 1 {
+            let why = "two listeners have this name".to_owned();
+            return Err(refuse(why, "listen somewhere else, or name them apart with name=…"));
+        }
+        Ok(())
+    }
+
     /// As a commented TOML file that reads back to this configuration.
     #[must_use]
     pub fn to_toml(&self) -> String {
@@ -264,7 +300,14 @@ impl Config {
     /// Under which address MQTT clients reach this node.
     #[must_use]
     pub fn mqtt_public(&self) -> String {
-        self.public(&self.mqtt_advertise, self.mqtt)
+        let first = self.listeners.iter().find_map(|listener| match listener.endpoint {
+            Endpoint::Tcp(address) => Some(address),
+            Endpoint::Unix { .. } => None,
+        });
+        match self.mqtt.0.or(first) {
+            Some(address) => self.public(&self.mqtt_advertise, address),
+            None => self.mqtt_advertise.clone(),
+        }
     }
 
     /// Under which address the other nodes reach this node.
@@ -348,32 +391,6 @@ fn parse_variables(variables: impl IntoIterator<Item = (String, String)>) -> Res
 /// they are no mistakes.
 fn is_service_link(key: &str) -> bool {
     key == "PORT" || key.starts_with("PORT_") || key == "SERVICE_HOST" || key.starts_with("SERVICE_PORT")
-}
-
-/// The known key that is most like `key`, when one is near enough to have been meant.
-fn nearest(key: &str, known: impl Iterator<Item = &'static str>) -> Option<&'static str> {
-    let folded = key.to_ascii_lowercase().replace('-', "_");
-    known
-        .map(|candidate| (edits(&folded, candidate), candidate))
-        .min()
-        .filter(|(edits, candidate)| *edits <= 1 + candidate.len() / 3)
-        .map(|(_, candidate)| candidate)
-}
-
-/// Levenshtein distance, in two rows.
-fn edits(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, ca) in a.chars().enumerate() {
-        let mut next = Vec::with_capacity(row.len());
-        next.push(i + 1);
-        for (cb, pair) in b.iter().zip(row.windows(2)) {
-            let (&[diagonal, above], Some(&left)) = (pair, next.last()) else { break };
-            next.push((diagonal + usize::from(ca != *cb)).min(above + 1).min(left + 1));
-        }
-        row = next;
-    }
-    row.last().copied().unwrap_or(0)
 }
 
 #[cfg(test)]

@@ -158,3 +158,97 @@ fn lists_and_addresses_are_taken_as_they_are_written() {
         ("a.example:7480".to_owned(), "127.0.0.1:1883".to_owned())
     );
 }
+
+fn with_listeners(flags: &[(&'static str, &str)]) -> Result<Config, ConfigError> {
+    Config::load(None, no_variables(), flags.iter().map(|(key, text)| (*key, (*text).to_owned())))
+}
+
+#[test]
+fn the_main_listener_can_be_turned_off_when_there_is_another() {
+    let config = with_listeners(&[("mqtt", ""), ("listeners", "unix:///a.sock,ws://127.0.0.1:8083")]).unwrap();
+    assert_eq!((config.mqtt.0, config.listeners.len()), (None, 2));
+    assert_eq!(config.mqtt_public(), "127.0.0.1:8083");
+    let error = with_listeners(&[("mqtt", "")]).unwrap_err().to_string();
+    assert_eq!(error, "mqtt = \"\": no client could connect\n  give an address, or at least one of `listeners`");
+}
+
+#[test]
+fn listeners_are_one_text_everywhere() {
+    let dir = tempfile::tempdir().unwrap();
+    let urls = ["tcp://127.0.0.1:1884?auth=password,jwt", "unix:///run/q.sock?mode=0600"];
+    let path = file(&dir, &format!("mqtt = \"\"\nlisteners = {urls:?}\n"));
+    let from_file = Config::load(Some(&path), no_variables(), []).unwrap();
+    let from_flag = with_listeners(&[("mqtt", ""), ("listeners", &urls.join(","))]).unwrap();
+    let variables = vec![("QUORATE_MQTT".to_owned(), String::new()), ("QUORATE_LISTENERS".to_owned(), urls.join(" "))];
+    assert_eq!(from_file, from_flag);
+    assert_eq!(from_file, Config::load(None, variables, []).unwrap());
+    let mut again = Config::default();
+    again.overlay(parse_file(Path::new("again.toml"), &from_file.to_toml()).unwrap());
+    assert_eq!(again, from_file);
+    let path = file(&dir, "name = \"a\"\nlisteners = [\"tcp://127.0.0.1:1?prxy=v1\"]\n");
+    let error = Config::load(Some(&path), no_variables(), []).unwrap_err().to_string();
+    assert!(error.contains("line 2") && error.contains("no parameter `prxy` (did you mean `proxy`?)"), "{error}");
+}
+
+#[test]
+fn a_listener_off_loopback_lets_nobody_in_unknown_unless_all_may() {
+    for (url, is_fine) in [
+        ("tcp://0.0.0.0:1884", false),
+        ("tcp://0.0.0.0:1884?auth=anonymous", false),
+        ("tcp://0.0.0.0:1884?auth=password,anonymous", false),
+        ("ws://192.0.2.1:1884?auth=jwt", true),
+        ("tcp://127.0.0.1:1884", true),
+        ("tcp://[::1]:1884?auth=anonymous", true),
+        ("unix:///run/q.sock", true),
+    ] {
+        let loaded = with_listeners(&[("listeners", url)]);
+        assert_eq!(loaded.is_ok(), is_fine, "{url}");
+        if let Err(error) = loaded {
+            let error = error.to_string();
+            assert!(error.starts_with(&format!("listeners = {url}: whoever reaches this address")), "{error}");
+            assert!(error.contains("auth=password") && error.contains("allow_anonymous = true"), "{error}");
+        }
+        assert!(with_listeners(&[("listeners", url), ("allow_anonymous", "true")]).is_ok(), "{url}");
+    }
+    let error = with_listeners(&[("listeners", "unix:///a,unix:///a")]).unwrap_err().to_string();
+    assert!(error.contains("two listeners have this name") && error.contains("name="), "{error}");
+}
+
+#[test]
+fn the_files_of_a_listener_are_looked_at_before_the_start() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| {
+        let path = dir.path().join(name);
+        std::fs::write(&path, text).unwrap();
+        path.display().to_string()
+    };
+    let issue = || rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let (one, other) = (issue(), issue());
+    let cert = write("cert.pem", &one.cert.pem());
+    let key = write("key.pem", &one.signing_key.serialize_pem());
+    let foreign = write("foreign.pem", &other.signing_key.serialize_pem());
+    let empty = write("empty.pem", "nothing\n");
+    let missing = dir.path().join("missing.pem").display().to_string();
+    let check = |cert: &str, key: &str, more: &str| {
+        with_listeners(&[("listeners", &format!("tls://127.0.0.1:8883?cert={cert}&key={key}{more}"))])
+    };
+    check(&cert, &key, "").unwrap();
+    check(&cert, &key, &format!("&client_ca={cert}&tls_min=1.3")).unwrap();
+    for (cert, key, more, want) in [
+        (&missing, &key, String::new(), format!("cannot read {missing}: there is no such file")),
+        (&cert, &missing, String::new(), format!("cannot read {missing}: there is no such file")),
+        (&empty, &key, String::new(), format!("{empty} holds no certificate in PEM form")),
+        (&cert, &empty, String::new(), format!("{empty} holds no private key in PEM form")),
+        (&cert, &cert, String::new(), format!("{cert} holds no private key in PEM form")),
+        (&cert, &foreign, String::new(), format!("{cert} and {foreign} cannot be used")),
+        (&cert, &key, format!("&client_ca={missing}"), format!("cannot read {missing}")),
+        (&cert, &key, format!("&client_ca={empty}"), format!("{empty} holds no certificate")),
+    ] {
+        let error = check(cert, key, &more).unwrap_err().to_string();
+        assert!(
+            error.starts_with("listeners = tls://127.0.0.1:8883?cert=") && error.contains(&want),
+            "{want}: {error}"
+        );
+        assert!(error.contains("write them absolute"), "{error}");
+    }
+}

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Deserializer};
 
+use crate::mqtt::ListenerOptions;
+
 /// A type of configuration value.
 pub trait Value: Sized {
     /// Whether the flag may stand alone (`--bootstrap`).
@@ -65,6 +67,53 @@ impl Value for bool {
     }
     fn to_toml(&self) -> String {
         self.to_string()
+    }
+}
+
+/// An address to listen on, or none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Listen(pub Option<SocketAddr>);
+
+impl Value for Listen {
+    fn from_text(text: &str) -> Result<Self, String> {
+        if text.is_empty() { Ok(Self(None)) } else { SocketAddr::from_text(text).map(|address| Self(Some(address))) }
+    }
+    fn to_toml(&self) -> String {
+        self.0.map_or_else(|| quoted(""), |address| address.to_toml())
+    }
+}
+
+impl<'de> Deserialize<'de> for Listen {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        Self::from_text(&String::deserialize(deserializer)?).map_err(serde::de::Error::custom)
+    }
+}
+
+impl Value for Vec<ListenerOptions> {
+    const IS_LIST: bool = true;
+
+    /// A comma or a space ends a URL only where another one begins: parameters have commas too.
+    fn from_text(text: &str) -> Result<Self, String> {
+        let mut urls: Vec<String> = Vec::new();
+        for part in text.split_inclusive([',', ' ']) {
+            let (scheme, rest) = part.split_once("://").unwrap_or_default();
+            let begins = !rest.is_empty() && scheme.bytes().all(|b| b.is_ascii_alphanumeric());
+            match urls.last_mut() {
+                Some(url) if !begins => url.push_str(part),
+                _ => urls.push(part.to_owned()),
+            }
+        }
+        let urls = urls.iter().map(|url| url.trim_end_matches([',', ' '])).filter(|url| !url.is_empty());
+        urls.map(|url| url.parse().map_err(|error: crate::mqtt::listen::UrlError| format!("{url}: {error}"))).collect()
+    }
+    fn to_toml(&self) -> String {
+        format!("[{}]", self.iter().map(|listener| quoted(&listener.url)).collect::<Vec<_>>().join(", "))
+    }
+}
+
+impl<'de> Deserialize<'de> for ListenerOptions {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -160,6 +209,21 @@ mod tests {
         assert_eq!(vec!["a:1".to_owned(), "b:2".to_owned()].to_toml(), r#"["a:1", "b:2"]"#);
         assert_eq!(Vec::<String>::from_text("a:1, b:2 c"), Ok(vec!["a:1".into(), "b:2".into(), "c".into()]));
         assert_eq!(LogFormat::Json.to_toml(), "\"json\"");
+    }
+
+    #[test]
+    fn urls_keep_the_commas_of_their_parameters() {
+        let text = "tcp://127.0.0.1:1?auth=jwt,password,unix:///a%20b.sock ws://127.0.0.1:2,";
+        let listeners = Vec::<ListenerOptions>::from_text(text).unwrap();
+        let urls: Vec<&str> = listeners.iter().map(|listener| listener.url.as_str()).collect();
+        assert_eq!(urls, ["tcp://127.0.0.1:1?auth=jwt,password", "unix:///a%20b.sock", "ws://127.0.0.1:2"]);
+        let toml = r#"["tcp://127.0.0.1:1?auth=jwt,password", "unix:///a%20b.sock", "ws://127.0.0.1:2"]"#;
+        assert_eq!(listeners.to_toml(), toml);
+        assert_eq!(Vec::<ListenerOptions>::from_text(""), Ok(Vec::new()));
+        let error = Vec::<ListenerOptions>::from_text("tcp://127.0.0.1:1?nmae=x").unwrap_err();
+        assert_eq!(error, "tcp://127.0.0.1:1?nmae=x: there is no parameter `nmae` (did you mean `name`?)");
+        assert_eq!(Listen::from_text(""), Ok(Listen(None)));
+        assert_eq!(Listen::from_text("127.0.0.1:1").map(|listen| listen.to_toml()), Ok("\"127.0.0.1:1\"".to_owned()));
     }
 
     #[test]

@@ -9,7 +9,6 @@
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
 use std::future::{Future as _, poll_fn};
-use std::net::SocketAddr;
 use std::pin::{Pin, pin};
 use std::rc::Rc;
 use std::sync::Arc;
@@ -25,7 +24,8 @@ use quorate_raft::Submission;
 use super::auth::Attempt;
 use super::detect::Detect;
 use super::effects::Address;
-use super::options::{PACKETS_PER_TURN_MAX, REFUSALS_MAX};
+use super::listen::{self, Arrival, Client, Listener};
+use super::options::PACKETS_PER_TURN_MAX;
 use super::packet::{ConnAck, Connect, Outgoing, Packet, Version};
 use super::reason::Reason;
 use super::session::{Admission, Ending, Session};
@@ -49,6 +49,8 @@ pub(super) struct Conn {
     /// For its announcement under `$SYS`.
     pub(super) facts: Option<Box<ClientFacts>>,
     io: IoRef,
+    /// TLS or a WebSocket is between MQTT and the socket.
+    has_layers: bool,
     version: Version,
     /// The socket's task waits for something other than the socket.
     paused: Cell<bool>,
@@ -65,7 +67,12 @@ impl Conn {
     }
 
     fn buffered(&self) -> usize {
-        self.io.with_write_dst_buf(|buffer| buffer.len())
+        let ready = self.io.with_write_dst_buf(|buffer| buffer.len());
+        if !self.has_layers {
+            return ready;
+        }
+        // What TLS and WebSocket have not taken yet.
+        ready + self.io.with_buf(|layer| layer.with_write_buffers(|waiting, _| waiting.len())).unwrap_or(0)
     }
 
     /// Encodes packets into the write buffer; ntex sends them when this turn of the worker is over. False
@@ -156,44 +163,33 @@ impl Drop for Guard {
     }
 }
 
-/// Counts a socket while it exists.
-struct Counted(Rc<Worker>);
-
-impl Counted {
-    /// Also how many there are with it.
-    fn new(worker: Rc<Worker>) -> (Self, usize) {
-        let n = worker.shared.connections.fetch_add(1, Ordering::Relaxed) + 1;
-        stats::add(&worker.mailbox.stats.connections, 1);
-        stats::add(&worker.mailbox.stats.connections_total, 1);
-        (Self(worker), n)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        self.0.shared.connections.fetch_sub(1, Ordering::Relaxed);
-        self.0.mailbox.stats.connections.fetch_sub(1, Ordering::Relaxed);
-    }
-}
-
 /// Serves one socket from its first byte to its last.
-pub(super) async fn serve(io: Io, worker: Rc<Worker>) {
-    let io = IoBoxed::from(io);
-    let (_counted, connections) = Counted::new(worker.clone());
-    let options = worker.shared.options.clone();
+pub(super) async fn serve(io: Io, worker: Rc<Worker>, listener: Arc<Listener>) {
+    let Some(mut arrival) = Arrival::new(worker.clone(), listener) else { return };
     // Asked for while the socket is fresh: one that its client has closed again does not know it any more, and
     // what was sent before may still count.
     let peer = io.query::<ntex::io::types::PeerAddr>().get().map(|addr| addr.0);
-    if connections > options.connections_max + REFUSALS_MAX {
-        return; // not even refusals are bounded by goodwill
-    }
-    io.start_timer(seconds(options.connect_timeout.as_millis() as u64));
+    io.start_timer(seconds(worker.shared.options.connect_timeout.as_millis() as u64));
+    let is_plain = arrival.listener.options.is_plain();
+    let (io, client) = if is_plain {
+        if !arrival.enter(peer.map(|peer| peer.ip())) {
+            return;
+        }
+        (IoBoxed::from(io), Client { peer, certificate_user: None })
+    } else {
+        // In a box of its own: what plain TCP does not need takes no room there.
+        match Box::pin(listen::unwrap(io, peer, &mut arrival)).await {
+            Some(opened) => opened,
+            None => return,
+        }
+    };
     let Some((version, wire, connect)) = greet(&io, &worker).await else {
         let _ = io.shutdown().await;
         return;
     };
     io.stop_timer();
-    let conn = admit(&io, peer, &worker, version, *connect, connections > options.connections_max);
+    let conn = admit(&io, &client, &arrival, &worker, version, *connect);
+    drop(client);
     let guard = Guard { worker: worker.clone(), conn: conn.clone() };
     worker.await_room();
     run(&io, &wire, &conn, &worker).await;
@@ -238,20 +234,26 @@ async fn greet(io: &IoBoxed, worker: &Worker) -> Option<(Version, Wire, Box<Conn
 /// Enters the connection into a slot and passes its CONNECT on, or refuses it.
 fn admit(
     io: &IoBoxed,
-    peer: Option<SocketAddr>,
+    client: &Client,
+    arrival: &Arrival,
     worker: &Rc<Worker>,
     version: Version,
     connect: Connect,
-    crowded: bool,
 ) -> Rc<Conn> {
     let refused = |reason, server_reference| Admission::Refused { reason, server_reference };
     // Read once, before anything is proposed: whoever begins in an incarnation is told when that one ends.
     let incarnation = worker.incarnation();
-    let attempt = Attempt { connect: &connect, listener: &worker.shared.listener, peer, certificate_user: None };
-    let admission = if let Err(reason) = worker.shared.authenticator.check(attempt) {
+    let listener = &arrival.listener.options;
+    let attempt = Attempt {
+        connect: &connect,
+        listener,
+        peer: client.peer,
+        certificate_user: client.certificate_user.as_deref(),
+    };
+    let admission = if let Some(refusal) = arrival.refusal() {
+        refused(refusal.reason(), None)
+    } else if let Err(reason) = worker.shared.authenticator.check(attempt) {
         refused(reason, None)
-    } else if crowded {
-        refused(Reason::SERVER_BUSY, None)
     } else if let Some((reason, server_reference)) = worker.unavailable() {
         refused(reason, server_reference)
     } else if incarnation.is_none() {
@@ -259,9 +261,9 @@ fn admit(
     } else {
         Admission::Granted
     };
-    tracing::debug!(client_id = connect.client_id, ?peer, ?version, ?admission, "CONNECT");
+    tracing::debug!(client_id = connect.client_id, peer = ?client.peer, %listener, ?version, ?admission, "CONNECT");
     let options = worker.shared.options.clone();
-    let facts = options.sys_client_events.then(|| ClientFacts::of(&connect, version, peer));
+    let facts = options.sys_client_events.then(|| ClientFacts::of(&connect, version, client.peer));
     let mut out = worker.borrow_output();
     let session = Session::connect(options, version, connect, admission, fresh_id, worker.now(), &mut out);
     let conn = worker.enter(|address| {
@@ -273,6 +275,7 @@ fn admit(
             withdrawn: Arc::new(AtomicBool::new(false)),
             facts,
             io: io.get_ref(),
+            has_layers: !listener.is_plain(),
             version,
             paused: Cell::new(false),
             written_bytes: Cell::new(0),

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use quorate_store::ids::QoS;
 use quorate_store::topic::TOPIC_LEVELS_MAX;
+use super::listen::ListenerOptions;
 
 /// Packets of one connection that are handled before another gets its turn.
 pub(crate) const PACKETS_PER_TURN_MAX: usize = 256;
@@ -26,7 +27,7 @@ pub(crate) const DRAIN_STEP_CLIENTS: usize = 64;
 pub(crate) const DRAIN_STEPS_MAX: usize = 100;
 /// Pause between two steps of a drain.
 pub(crate) const DRAIN_STEP: Duration = Duration::from_millis(20);
-/// Connections above [`MqttOptions::connections_max`] that are kept just long enough to be told so.
+/// Connections beyond a bound that are kept just long enough to be told so.
 pub(crate) const REFUSALS_MAX: usize = 256;
 
 /// Least [`MqttOptions::packet_bytes_max`]: CONNECT has to come through.
@@ -37,8 +38,10 @@ const OUTBOUND_BYTES_LEAST: usize = 4096;
 /// How the front end listens and what it allows.
 #[derive(Clone, Debug)]
 pub struct MqttOptions {
-    /// Where MQTT clients connect.
-    pub listen: SocketAddr,
+    /// Where MQTT clients connect, in plain TCP; none: only through `listeners`.
+    pub listen: Option<SocketAddr>,
+    /// Where else they connect, and how.
+    pub listeners: Vec<ListenerOptions>,
     /// Worker threads; each serves its share of the connections.
     pub workers: usize,
     /// Largest packet taken from a client; told to v5 clients as Maximum Packet Size.
@@ -85,6 +88,10 @@ pub struct MqttOptions {
     pub connect_deadline: Duration,
     /// Connections of this node; one more is refused with 0x89 (3.1.1: 3).
     pub connections_max: usize,
+    /// Connections of one client address; one more is refused with 0x97 (3.1.1: 3). 0: no bound.
+    pub connections_per_address_max: usize,
+    /// New connections in a second; more are refused with 0x9F (3.1.1: 3). 0: no bound.
+    pub connection_rate_max: u32,
     /// Session Expiry Interval of 3.1.1 clients without Clean Session, in seconds.
     pub session_expiry_s: u32,
     /// Bytes that wait in one connection's write buffer before its queue is left alone.
@@ -104,6 +111,12 @@ pub struct MqttOptions {
 }
 
 impl MqttOptions {
+    /// All listeners: the main one, and the others.
+    pub(super) fn all_listeners(&self) -> Vec<ListenerOptions> {
+        let main = self.listen.map(|address| ListenerOptions::tcp("mqtt", address));
+        main.into_iter().chain(self.listeners.iter().cloned()).collect()
+    }
+
     /// With bounds of 0 raised to what lets one packet through.
     pub(super) fn sane(mut self) -> Self {
         self.packet_bytes_max = self.packet_bytes_max.max(PACKET_BYTES_LEAST);
@@ -120,7 +133,8 @@ impl MqttOptions {
 impl Default for MqttOptions {
     fn default() -> Self {
         Self {
-            listen: SocketAddr::from(([127, 0, 0, 1], 1883)),
+            listen: Some(SocketAddr::from(([127, 0, 0, 1], 1883))),
+            listeners: Vec::new(),
             workers: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             packet_bytes_max: 1 << 20,
             receive_maximum: 1024,
@@ -144,6 +158,8 @@ impl Default for MqttOptions {
             connect_timeout: Duration::from_secs(10),
             connect_deadline: Duration::from_secs(10),
             connections_max: 100_000,
+            connections_per_address_max: 0,
+            connection_rate_max: 0,
             session_expiry_s: u32::MAX,
             outbound_bytes_max: 256 * 1024,
             transient_queue_bytes_max: 4 << 20,

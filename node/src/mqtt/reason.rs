@@ -71,6 +71,8 @@ impl Reason {
     pub const USE_ANOTHER_SERVER: Self = Self(0x9C);
     /// Another node serves this client from now on.
     pub const SERVER_MOVED: Self = Self(0x9D);
+    /// Too many new connections in this second.
+    pub const CONNECTION_RATE_EXCEEDED: Self = Self(0x9F);
     /// Shared subscriptions are not offered.
     pub const SHARED_SUBSCRIPTIONS_NOT_SUPPORTED: Self = Self(0x9E);
     /// Subscription Identifiers are not offered.
@@ -91,7 +93,11 @@ impl Reason {
             Self::SUCCESS => Some(0),
             Self::UNSUPPORTED_PROTOCOL_VERSION => Some(1),
             Self::CLIENT_IDENTIFIER_NOT_VALID => Some(2),
-            Self::SERVER_UNAVAILABLE | Self::SERVER_BUSY | Self::QUOTA_EXCEEDED | Self::USE_ANOTHER_SERVER => Some(3),
+            Self::SERVER_UNAVAILABLE
+            | Self::SERVER_BUSY
+            | Self::QUOTA_EXCEEDED
+            | Self::USE_ANOTHER_SERVER
+            | Self::CONNECTION_RATE_EXCEEDED => Some(3),
             Self::BAD_USER_NAME_OR_PASSWORD => Some(4),
             Self::NOT_AUTHORIZED => Some(5),
             _ => None,

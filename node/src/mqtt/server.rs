@@ -4,15 +4,17 @@
 //! [`MqttFront::new`] makes the mailboxes, [`MqttFront::effects`] is given to the log, and
 //! [`MqttFront::start`] opens the listener.
 
+use std::cell::RefCell;
 use std::io;
 use std::net::SocketAddr;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicU16, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 
-use ntex::SharedCfg;
 use ntex::io::{Io, IoConfig};
 use ntex::time::Seconds;
+use ntex::{ServiceFactory, SharedCfg};
 use quorate_raft::NodeEffects;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
@@ -21,15 +23,13 @@ use super::auth::{Anonymous, Authenticator};
 use super::backend::Backend;
 use super::conn;
 use super::effects::{FrontEffects, Mailbox, ToWorker};
-use super::listen::ListenerOptions;
+use super::listen::{Bounds, ListenSocket, Listener, ListenerSnapshot, OpenError, Opened, SocketFile};
 use super::options::{MqttOptions, REFUSALS_MAX};
 use super::reason::Reason;
 use super::stats::{Stats, StatsSnapshot};
 use super::sys::SysBoard;
 use super::worker::{Shared, Worker};
 
-/// Connections that wait to be accepted.
-const BACKLOG: i32 = 2048;
 /// How long a closing socket may take to send what is buffered.
 const DISCONNECT_TIMEOUT: Seconds = Seconds(2);
 /// Read buffer of a socket; it grows to the packet that does not fit.
@@ -42,14 +42,12 @@ const BUFFER_LOW_BYTES: usize = 1024;
 /// Why the front end did not start.
 #[derive(Debug, Error)]
 pub enum StartError {
-    /// The address cannot be listened on.
-    #[error("cannot listen for MQTT on {address}: {source}; is another broker running there? choose another --mqtt")]
-    Listen {
-        /// Which.
-        address: SocketAddr,
-        /// Why.
-        source: io::Error,
-    },
+    /// A listener cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// There is nowhere to connect.
+    #[error("no client could connect: there is no listener; set `mqtt` or `listeners`")]
+    NoListener,
     /// No thread.
     #[error("cannot start the MQTT threads: {0}")]
     Thread(#[source] io::Error),
@@ -127,15 +125,27 @@ impl MqttFront {
     /// # Errors
     /// [`StartError`] when the address is taken or a thread cannot be had.
     pub fn start(self, backend: Arc<dyn Backend>, on_fatal: OnFatal) -> Result<MqttServer, StartError> {
-        let listen = |source| StartError::Listen { address: self.options.listen, source };
-        let listener = ntex::server::create_tcp_listener(self.options.listen, BACKLOG).map_err(listen)?;
-        let address = listener.local_addr().map_err(listen)?;
+        let opened = self.options.all_listeners().into_iter().map(Opened::open).collect::<Result<Vec<_>, _>>()?;
+        if opened.is_empty() {
+            return Err(StartError::NoListener);
+        }
+        for Opened { listener, address, .. } in &opened {
+            tracing::info!(%listener.options, ?address, "listening for MQTT");
+        }
+        let addresses = opened.iter().map(|opened| opened.address).collect();
+        let listeners: Vec<_> = opened.iter().map(|opened| opened.listener.clone()).collect();
+        let options = self.options;
         let shared = Arc::new(Shared {
-            listener: ListenerOptions::tcp("mqtt", address),
-            options: self.options,
+            bounds: Bounds::new(
+                options.connections_max,
+                options.connections_per_address_max,
+                options.connection_rate_max,
+            ),
+            told: Bounds::new(0, 0, options.connection_rate_max),
+            refusals: AtomicUsize::new(0),
+            options,
             authenticator: self.authenticator,
             board: self.board,
-            connections: AtomicUsize::new(0),
             incarnation: self.incarnation,
         });
         let threads = Threads {
@@ -151,14 +161,14 @@ impl MqttFront {
             .name("mqtt".into())
             .spawn(move || {
                 let on_fatal = threads.on_fatal.clone();
-                if let Err(error) = run(listener, threads, stopped) {
+                if let Err(error) = run(opened, threads, stopped) {
                     on_fatal(&format!("the MQTT listener failed: {error}"));
                 }
             })
             .map_err(StartError::Thread)?;
-        tracing::info!(%address, "listening for MQTT");
         Ok(MqttServer {
-            address,
+            addresses,
+            listeners,
             mailboxes: self.mailboxes,
             stop: Mutex::new(Some(stop)),
             thread: Mutex::new(Some(thread)),
@@ -180,7 +190,7 @@ struct Threads {
 impl Threads {
     /// The worker of the thread that calls this, with its mailbox being served. `None` for a thread that
     /// replaces one that died: its mailbox is gone, and with it the outcomes its clients wait for.
-    fn worker(&self) -> Option<std::rc::Rc<Worker>> {
+    fn worker(&self) -> Option<Rc<Worker>> {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mailbox = self.mailboxes.get(usize::from(id))?.clone();
         let rx = self.receivers.lock().unwrap_or_else(PoisonError::into_inner).get_mut(usize::from(id))?.take()?;
@@ -207,8 +217,13 @@ impl Drop for Alarm {
     }
 }
 
+thread_local! {
+    /// The worker of this thread: one for all listeners.
+    static WORKER: RefCell<Option<Rc<Worker>>> = const { RefCell::new(None) };
+}
+
 /// The ntex system: accepts, hands sockets to workers, stops when told.
-fn run(listener: std::net::TcpListener, threads: Threads, stopped: oneshot::Receiver<()>) -> io::Result<()> {
+fn run(opened: Vec<Opened>, threads: Threads, stopped: oneshot::Receiver<()>) -> io::Result<()> {
     let options = threads.shared.options.clone();
     let io = IoConfig::new()
         .set_disconnect_timeout(DISCONNECT_TIMEOUT)
@@ -216,50 +231,96 @@ fn run(listener: std::net::TcpListener, threads: Threads, stopped: oneshot::Rece
         .set_write_buf(options.outbound_bytes_max, BUFFER_LOW_BYTES, BUFFERS_KEPT);
     ntex::rt::System::new("mqtt", ntex::rt::DefaultRuntime).block_on(async move {
         let config: SharedCfg = SharedCfg::new("mqtt").add(io).into();
-        let server = ntex::server::build()
+        let mut server = ntex::server::build()
             .disable_signals()
             .workers(options.workers)
             .maxconn(options.connections_max.saturating_add(REFUSALS_MAX * 2))
-            .listen("mqtt", listener, async move |_| {
+            .on_worker_start(async move || {
                 let worker = threads.worker();
                 if worker.is_none() {
                     (threads.on_fatal)("an MQTT worker died and was started again");
                 }
-                ntex::fn_service(move |io: Io| {
-                    let worker = worker.clone();
-                    async move {
-                        if let Some(worker) = worker {
-                            conn::serve(io, worker).await;
-                        }
-                        Ok::<_, io::Error>(())
-                    }
-                })
-            })?
-            .config("mqtt", config)
-            .run();
+                WORKER.set(worker);
+                Ok::<_, io::Error>(())
+            });
+        let mut files: Vec<SocketFile> = Vec::new();
+        for (n, Opened { listener, socket, file, .. }) in opened.into_iter().enumerate() {
+            let name = format!("mqtt{n}");
+            let service = async move |_| service(listener.clone());
+            server = match socket {
+                ListenSocket::Tcp(socket) => server.listen(&name, socket, service)?,
+                ListenSocket::Unix(socket) => server.listen_uds(&name, socket, service)?,
+            };
+            server = server.config(&name, config.clone());
+            files.extend(file);
+        }
+        let server = server.run();
         let handle = server.clone();
         ntex::rt::spawn(async move {
             let _ = stopped.await; // also when the front end is dropped
             handle.stop(false).await;
         });
-        server.await
+        let served = server.await;
+        drop(files);
+        served
+    })
+}
+
+/// What a worker does with the sockets of one listener.
+fn service(
+    listener: Arc<Listener>,
+) -> impl ServiceFactory<Io, SharedCfg, Response = (), Error = io::Error, InitError = ()> {
+    let worker = WORKER.with_borrow(Option::clone);
+    ntex::fn_service(move |io: Io| {
+        let (worker, listener) = (worker.clone(), listener.clone());
+        async move {
+            if let Some(worker) = worker {
+                conn::serve(io, worker, listener).await;
+            }
+            Ok::<_, io::Error>(())
+        }
     })
 }
 
 /// The front end while it serves.
 #[derive(Debug)]
 pub struct MqttServer {
-    address: SocketAddr,
+    addresses: Vec<Option<SocketAddr>>,
+    listeners: Vec<Arc<Listener>>,
     mailboxes: Vec<Mailbox>,
     stop: Mutex<Option<oneshot::Sender<()>>>,
     thread: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl MqttServer {
-    /// Where it listens, with the port that was chosen for port 0.
+    /// Where it listens first, with the port that was chosen for port 0; 0.0.0.0:0 when it has Unix sockets only.
     #[must_use]
     pub fn local_addr(&self) -> SocketAddr {
-        self.address
+        self.addresses.iter().flatten().next().copied().unwrap_or(SocketAddr::from(([0, 0, 0, 0], 0)))
+    }
+
+    /// Where each listener listens, in the order of the options; none for a Unix socket.
+    #[must_use]
+    pub fn addresses(&self) -> &[Option<SocketAddr>] {
+        &self.addresses
+    }
+
+    /// Counters of each listener.
+    #[must_use]
+    pub fn listeners(&self) -> Vec<ListenerSnapshot> {
+        self.listeners.iter().map(|listener| listener.snapshot()).collect()
+    }
+
+    /// Whether any listener speaks TLS.
+    #[must_use]
+    pub fn has_tls(&self) -> bool {
+        self.listeners.iter().any(|listener| listener.options.tls.is_some())
+    }
+
+    /// Reads the certificates again whose files have changed, or all; new connections use them. Files that cannot
+    /// be used are logged and change nothing; then this is false. Blocks for as long as reading a few files takes.
+    pub fn reload_tls(&self, all: bool) -> bool {
+        self.listeners.iter().fold(true, |good, listener| listener.reload(all) && good)
     }
 
     /// Counters of all workers.

@@ -21,7 +21,7 @@ use super::auth::Authenticator;
 use super::backend::{Backend, Quorum};
 use super::conn::Conn;
 use super::effects::{Address, Mailbox, ToWorker, What, WorkerRun};
-use super::listen::ListenerOptions;
+use super::listen::Bounds;
 use super::options::{DRAIN_STEP, DRAIN_STEP_CLIENTS, DRAIN_STEPS_MAX, MqttOptions};
 use super::reason::Reason;
 use super::session::{CLOSE_REQUEST, Ending, Now, Output, Request, Session};
@@ -38,11 +38,13 @@ const EVENTS_PER_TURN_MAX: usize = 1024;
 pub(super) struct Shared {
     pub(super) options: Arc<MqttOptions>,
     pub(super) authenticator: Arc<dyn Authenticator>,
-    /// Through which clients come.
-    pub(super) listener: ListenerOptions,
+    /// Bounds of the node on connections.
+    pub(super) bounds: Bounds,
+    /// How many of those beyond the rate are told so.
+    pub(super) told: Bounds,
+    /// Sockets that are kept to be told that they are not served.
+    pub(super) refusals: AtomicUsize,
     pub(super) board: Arc<SysBoard>,
-    /// Sockets of all workers.
-    pub(super) connections: AtomicUsize,
     /// See [`super::effects::FrontEffects`].
     pub(super) incarnation: Arc<AtomicU64>,
 }

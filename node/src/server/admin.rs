@@ -5,8 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quorate_http_admin::{
-    AccessChange, AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, LogSample,
-    MqttSample, NodeState, NodeView, Role, Stages, Transferred,
+    AccessChange, AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress,
+    ListenerSample, LogSample, MqttSample, NodeState, NodeView, Role, Stages, Transferred,
 };
 use quorate_raft::{Cluster, ClusterStatus, JoinError, MembershipError, NodeRole, NodeStatus, ProposeError};
 use quorate_store::access::Access;
@@ -15,6 +15,7 @@ use quorate_store::effect::Outcome;
 use quorate_store::ids::NodeId;
 use quorate_store::log::SYNC_US_BOUNDS;
 
+use crate::mqtt::listen::ListenerSnapshot;
 use crate::mqtt::stats::StatsSnapshot;
 
 /// How long an answer waits until the status shows what it is about.
@@ -206,8 +207,16 @@ impl ClusterAdmin for NodeAdmin {
 }
 
 /// The front end's counters in the shape of the metrics.
-pub(crate) fn sample(stats: &StatsSnapshot) -> MqttSample {
+pub(crate) fn sample(stats: &StatsSnapshot, listeners: Vec<ListenerSnapshot>) -> MqttSample {
+    let listeners = listeners.into_iter().map(|listener| ListenerSample {
+        name: listener.name,
+        connections: listener.connections,
+        connections_total: listener.connections_total,
+        refused: listener.refused,
+        failed: listener.failed,
+    });
     MqttSample {
+        listeners: listeners.collect(),
         connections: stats.connections,
         connections_total: stats.connections_total,
         accepted: stats.accepted,

@@ -73,7 +73,8 @@ pub(crate) fn mqtt(config: &Config) -> MqttOptions {
         workers => workers,
     };
     MqttOptions {
-        listen: config.mqtt,
+        listen: config.mqtt.0,
+        listeners: config.listeners.clone(),
         workers,
         packet_bytes_max: config.packet_bytes_max,
         receive_maximum: config.receive_maximum,
@@ -101,6 +102,8 @@ pub(crate) fn mqtt(config: &Config) -> MqttOptions {
         connect_timeout: Duration::from_millis(config.connect_timeout_ms),
         connect_deadline: Duration::from_millis(config.connect_deadline_ms),
         connections_max: config.connections_max,
+        connections_per_address_max: config.connections_per_address_max,
+        connection_rate_max: config.connection_rate_max,
         session_expiry_s: config.session_expiry_s,
         outbound_bytes_max: config.outbound_bytes_max,
         transient_queue_bytes_max: config.transient_queue_bytes_max,

@@ -12,6 +12,7 @@ use quorate_raft::{Cluster, FatalHook, NodeRole, RaftOptions, Start};
 use quorate_store::command::{Command, NodeInfo, QueueFullPolicy, Setting};
 use quorate_store::ids::NodeId;
 use tokio::net::TcpListener;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::admin::{NodeAdmin, sample, stages};
 use super::admission::{Joiner, check_cluster, join};
@@ -20,6 +21,7 @@ use super::stop::StopSignal;
 use crate::cli::{EXIT_FAILED, EXIT_FATAL, Failure};
 use crate::config::{Config, QueueFull};
 use crate::mqtt::backend::Backend;
+use crate::mqtt::listen::Endpoint;
 use crate::mqtt::{MqttFront, MqttServer};
 
 /// Least byte bound of a session's queue that is set at bootstrap.
@@ -40,7 +42,12 @@ const SETTINGS_RETRY: Duration = Duration::from_millis(500);
 /// # Errors
 /// What kept it from starting.
 pub(crate) async fn run(mut config: Config, mut stop_signal: StopSignal) -> Result<(), Failure> {
-    config.mqtt = free("mqtt", config.mqtt)?;
+    config.mqtt.0 = config.mqtt.0.map(|address| free("mqtt", address)).transpose()?;
+    for listener in &mut config.listeners {
+        if let Endpoint::Tcp(address) = &mut listener.endpoint {
+            *address = free("listeners", *address)?;
+        }
+    }
     config.peer = free("peer", config.peer)?;
     let admin_listener =
         TcpListener::bind(config.admin).await.map_err(|error| in_use("admin", config.admin, &error))?;
@@ -80,12 +87,15 @@ pub(crate) async fn run(mut config: Config, mut stop_signal: StopSignal) -> Resu
     let is_stopping = Arc::new(AtomicBool::new(false));
     let admin = start_admin(&config, admin_listener, &cluster, &mqtt, &is_stopping)?;
     tokio::spawn(commit_settings(config.clone(), cluster.clone()));
+    if mqtt.has_tls() {
+        watch_certificates(&mqtt, config.tls_reload_s)?;
+    }
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = node.0,
         name = info.name,
         data_dir = %config.data_dir.display(),
-        mqtt = %mqtt.local_addr(),
+        mqtt = config.mqtt_public(),
         peer = %config.peer,
         admin = %admin.address(),
         "node started"
@@ -134,6 +144,26 @@ fn in_use(key: &str, address: SocketAddr, error: &std::io::Error) -> Failure {
         _ => "choose another address",
     };
     Failure::new(format!("cannot listen on {address}: {error}\n  {remedy} with --{key} (or the key `{key}`)"))
+}
+
+/// Reads certificates again when their files change, and on SIGHUP.
+fn watch_certificates(mqtt: &Arc<MqttServer>, reload_s: u64) -> Result<(), Failure> {
+    let hangup = signal(SignalKind::hangup());
+    let mut hangup = hangup.map_err(|error| Failure::new(format!("cannot listen for SIGHUP: {error}")))?;
+    let mqtt = Arc::downgrade(mqtt);
+    tokio::spawn(async move {
+        loop {
+            let look = tokio::time::sleep(Duration::from_secs(reload_s));
+            let all = tokio::select! {
+                _ = hangup.recv() => true,
+                () = look, if reload_s > 0 => false,
+            };
+            let Some(mqtt) = mqtt.upgrade() else { return };
+            // It logs what it does.
+            let _ = tokio::task::spawn_blocking(move || mqtt.reload_tls(all)).await;
+        }
+    });
+    Ok(())
 }
 
 fn node_info(config: &Config) -> NodeInfo {
@@ -192,7 +222,7 @@ fn start_admin(
     let forwarder = Forwarder::new(cluster.node_id().0, limits.timeout)
         .map_err(|error| Failure::new(format!("cannot make an HTTP client for the administration: {error}")))?;
     let mqtt = Arc::downgrade(mqtt);
-    let counted = move || mqtt.upgrade().map(|mqtt| sample(&mqtt.stats())).unwrap_or_default();
+    let counted = move || mqtt.upgrade().map(|mqtt| sample(&mqtt.stats(), mqtt.listeners())).unwrap_or_default();
     let node = cluster.clone();
     let metrics = Metrics::new(Arc::new(counted), Arc::new(move || stages(&node)));
     let admin = NodeAdmin::new(cluster.clone(), is_stopping.clone());

@@ -4,6 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
+use quorate::mqtt::auth::Authenticator;
 use quorate::mqtt::backend::{Backend, PageReply, Quorum, Room};
 use quorate::mqtt::session::PageWanted;
 use quorate::mqtt::sys::SysBoard;
@@ -44,8 +45,17 @@ impl FakeBackend {
 
     /// The same with so many workers.
     pub(crate) fn start_workers(options: &MqttOptions, workers: usize) -> (Arc<Self>, MqttServer) {
-        let options = MqttOptions { listen: ([127, 0, 0, 1], 0).into(), workers, ..options.clone() };
-        let front = MqttFront::new(options).unwrap();
+        let options = MqttOptions { listen: Some(([127, 0, 0, 1], 0).into()), workers, ..options.clone() };
+        Self::start_front(MqttFront::new(options).unwrap())
+    }
+
+    /// The same with this rule of who may connect.
+    pub(crate) fn start_seen_by(options: &MqttOptions, by: Arc<dyn Authenticator>) -> (Arc<Self>, MqttServer) {
+        let options = MqttOptions { listen: Some(([127, 0, 0, 1], 0).into()), workers: 2, ..options.clone() };
+        Self::start_front(MqttFront::new(options).unwrap().with_authenticator(by))
+    }
+
+    fn start_front(front: MqttFront) -> (Arc<Self>, MqttServer) {
         let backend = Arc::new(Self {
             log: Mutex::default(),
             changed: Condvar::new(),

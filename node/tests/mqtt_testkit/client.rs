@@ -1,15 +1,15 @@
 //! A client on a raw socket: bytes out, whole packets in. It knows just enough MQTT to say what a test
 //! wants to say, right or wrong.
 
-use std::io::{Read, Write};
+use std::io::{ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 /// How long an answer may take.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-pub(crate) struct Client {
-    pub(crate) socket: TcpStream,
+pub(crate) struct Client<S = TcpStream> {
+    pub(crate) socket: S,
     pub(crate) v5: bool,
     /// Reason String of the last packet that had one: [`Client::next`] takes it out.
     pub(crate) why: Option<String>,
@@ -86,16 +86,29 @@ impl Client {
     /// Connects with a session that lasts (unless `clean`), and returns Session Present.
     pub(crate) fn connect(address: SocketAddr, v5: bool, client_id: &str, clean: bool) -> (Self, bool) {
         let mut client = Self::open(address, v5);
+        let present = client.greet(client_id, clean);
+        (client, present)
+    }
+}
+
+impl<S: Read + Write> Client<S> {
+    /// Sends CONNECT for a session that lasts (unless `clean`), and returns Session Present.
+    pub(crate) fn greet(&mut self, client_id: &str, clean: bool) -> bool {
+        let ack = self.try_greet(client_id, clean);
+        assert_eq!((ack.first, ack.body[1]), (0x20, 0), "{ack:?}");
+        ack.body[0] == 1
+    }
+
+    /// Sends the same, and returns what comes.
+    pub(crate) fn try_greet(&mut self, client_id: &str, clean: bool) -> Raw {
         let lasting = [0x11, 0, 0, 3, 0xE8];
-        let bytes = match (v5, clean) {
+        let bytes = match (self.v5, clean) {
             (true, true) => connect(5, client_id, 2, 60, &[]),
             (true, false) => connect(5, client_id, 0, 60, &lasting),
             (false, clean) => connect(4, client_id, if clean { 2 } else { 0 }, 60, &[]),
         };
-        client.send(&bytes);
-        let ack = client.read();
-        assert_eq!((ack.first, ack.body[1]), (0x20, 0), "{ack:?}");
-        (client, ack.body[0] == 1)
+        self.send(&bytes);
+        self.read()
     }
 
     pub(crate) fn send(&mut self, bytes: &[u8]) {
@@ -108,7 +121,7 @@ impl Client {
         match self.socket.read(&mut byte) {
             Ok(0) => return None,
             Ok(_) => {}
-            Err(e) if e.kind() == std::io::ErrorKind::ConnectionReset => return None,
+            Err(e) if matches!(e.kind(), ErrorKind::ConnectionReset | ErrorKind::UnexpectedEof) => return None,
             Err(e) => panic!("no packet came: {e}"),
         }
         let first = byte[0];

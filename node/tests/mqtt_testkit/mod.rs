@@ -4,3 +4,4 @@
 pub(crate) mod backend;
 pub(crate) mod client;
 pub(crate) mod log;
+pub(crate) mod secure;

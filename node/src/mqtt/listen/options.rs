@@ -4,6 +4,8 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use ipnet::IpNet;
+
 /// Where a listener listens.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Endpoint {
@@ -106,14 +108,20 @@ pub enum ProxyHeader {
 pub struct ListenerOptions {
     /// Its name in logs and metrics: the URL without its parameters, or `mqtt`.
     pub name: String,
+    /// The URL as it was written.
+    pub url: String,
     /// Where.
     pub endpoint: Endpoint,
     /// With TLS, or without.
     pub tls: Option<TlsOptions>,
     /// The path of the WebSocket, for a listener that speaks MQTT through one.
     pub websocket: Option<String>,
+    /// The pages whose scripts may open a WebSocket (`Origin`); empty: all.
+    pub origins: Vec<String>,
     /// The header that says for whom a proxy speaks.
     pub proxy: ProxyHeader,
+    /// The addresses that may send one; empty: all that reach the listener.
+    pub proxy_from: Vec<IpNet>,
     /// Connections of this listener; 0: only the node's bound.
     pub connections_max: usize,
     /// Connections of one client address on this listener; 0: only the node's bound.
@@ -135,14 +143,32 @@ impl ListenerOptions {
     pub(super) fn new(name: &str, endpoint: Endpoint) -> Self {
         Self {
             name: name.to_owned(),
+            url: name.to_owned(),
             endpoint,
             tls: None,
             websocket: None,
+            origins: Vec::new(),
             proxy: ProxyHeader::None,
+            proxy_from: Vec::new(),
             connections_max: 0,
             connections_per_address_max: 0,
             connection_rate_max: 0,
             auth: Vec::new(),
+        }
+    }
+
+    /// Whether MQTT stands in its sockets as it is: no header, no TLS, no WebSocket before it.
+    #[must_use]
+    pub fn is_plain(&self) -> bool {
+        self.tls.is_none() && self.websocket.is_none() && self.proxy == ProxyHeader::None
+    }
+
+    /// Whether only clients of this machine reach it by themselves.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        match self.endpoint {
+            Endpoint::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Endpoint::Unix { .. } => true,
         }
     }
 
