@@ -6,7 +6,7 @@
 mod mqtt_testkit;
 
 use std::fmt::Write as _;
-use std::io::{ErrorKind, Read, Write};
+use std::io::{Read, Write};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -201,18 +201,23 @@ fn a_client_certificate_is_asked_for_verified_and_names_the_user() {
     let served = witness.0.lock().unwrap().len();
     // Nobody without one, and nobody with one of somebody else.
     let foreign = authority.client_with(&[&TLS13], Some((&stranger, "device")));
-    for (listener, config) in [(0, authority.client(&[&TLS13], None)), (0, foreign.clone()), (1, foreign)] {
+    let nameless = |version| authority.client(&[version], None);
+    for (listener, config, alert) in [
+        (0, nameless(&TLS13), "CertificateRequired"),
+        (0, nameless(&TLS12), "HandshakeFailure"),
+        (0, foreign.clone(), "UnknownCA"),
+        (1, foreign, "UnknownCA"),
+    ] {
         // In TLS 1.3 the client has finished before the server has looked at its certificate.
-        if let Ok(stream) = tls_over(tcp(at[listener]), &config) {
-            let mut client = Client { socket: stream, v5: true };
-            let _ = client.socket.write_all(&connect(5, "x", 2, 60, &[]));
-            match client.socket.read(&mut [0]) {
-                Ok(0) => {}
-                Ok(_) => panic!("it was served"),
-                Err(error) => assert_ne!(error.kind(), ErrorKind::WouldBlock, "it was left waiting"),
-            }
-        }
+        let error = match tls_over(tcp(at[listener]), &config) {
+            Ok(mut stream) => stream.read(&mut [0]).expect_err("it was served"),
+            Err(error) => error,
+        };
+        assert!(error.to_string().contains(alert), "{alert} was not said: {error}");
     }
+    wait("the failures are counted", || {
+        server.listeners()[1].failed.contains(&("tls", 3)) && server.listeners()[2].failed.contains(&("tls", 1))
+    });
     assert_eq!(witness.0.lock().unwrap().len(), served);
     server.stop();
 }

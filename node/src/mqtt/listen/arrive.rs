@@ -10,10 +10,10 @@ use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use ntex::io::{Filter, Io, IoBoxed};
-use ntex::server::rustls::{PeerCert, TlsServerFilter};
 use ntex::time::Millis;
 use ntex::util::Either;
 
+use super::handshake;
 use super::limits::Refusal;
 use super::open::Listener;
 use super::options::ProxyHeader;
@@ -137,14 +137,14 @@ pub(in crate::mqtt) async fn unwrap(
     };
     let timeout = arrival.worker.shared.options.connect_timeout;
     let timeout = Millis(u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
-    let io = match TlsServerFilter::create(io, tls.config(), timeout).await {
+    let io = match handshake::Tls::accept(io, tls.config(), timeout).await {
         Ok(io) => io,
         Err(error) => {
             arrival.fail(Failure::Tls, peer, &error);
             return None;
         }
     };
-    let certificate_user = io.query::<PeerCert<'static>>().as_ref().and_then(|certificate| tls.user(certificate));
+    let certificate_user = io.filter().client_certificate().and_then(|certificate| tls.user(&certificate));
     upgrade(io, arrival, peer).await.map(|io| (io, Client { peer, certificate_user }))
 }
 

@@ -5,6 +5,7 @@
 
 mod arrive;
 mod certificate;
+mod handshake;
 mod limits;
 mod open;
 mod options;

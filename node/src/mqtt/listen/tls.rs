@@ -8,7 +8,6 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
-use ntex::server::rustls::PeerCert;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -189,8 +188,8 @@ impl Tls {
     }
 
     /// Whom the verified certificate of a client names.
-    pub(super) fn user(&self, certificate: &PeerCert<'_>) -> Option<Box<str>> {
-        certificate::user(&certificate.0, self.options.cert_user)
+    pub(super) fn user(&self, certificate: &CertificateDer<'_>) -> Option<Box<str>> {
+        certificate::user(certificate, self.options.cert_user)
     }
 }
 
