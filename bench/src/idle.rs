@@ -127,7 +127,9 @@ pub(crate) async fn run(fleet: &Fleet, args: &IdleArgs) -> Result<Report, BenchE
         after,
     };
     match args.bytes_max.filter(|max| report.bytes_per_connection > *max) {
-        Some(bound) => Err(BenchError::Connection { bytes: report.bytes_per_connection, bound, report: report.table() }),
+        Some(bound) => {
+            Err(BenchError::Connection { bytes: report.bytes_per_connection, bound, report: report.table() })
+        }
         None => Ok(report),
     }
 }
@@ -212,9 +214,10 @@ impl Report {
                 mib(after.resident_bytes)
             ));
         }
-        lines + &format!(
-            "  {} bytes a connection and its session; {} of them the session, as on the other nodes\n",
-            self.bytes_per_connection, self.bytes_per_session
-        )
+        lines
+            + &format!(
+                "  {} bytes a connection and its session; {} of them the session, as on the other nodes\n",
+                self.bytes_per_connection, self.bytes_per_session
+            )
     }
 }

@@ -204,7 +204,7 @@ fn a_client_certificate_is_asked_for_verified_and_names_the_user() {
     let nameless = |version| authority.client(&[version], None);
     for (listener, config, alert) in [
         (0, nameless(&TLS13), "CertificateRequired"),
-        (0, nameless(&TLS12), "HandshakeFailure"),
+        (0, nameless(&TLS12), "CertificateRequired"),
         (0, foreign.clone(), "UnknownCA"),
         (1, foreign, "UnknownCA"),
     ] {
@@ -284,9 +284,10 @@ fn packets_may_span_websocket_frames_and_share_them() {
     client.expect(0x20, &[0, 0]);
     let subscribe = packet(0x82, &[&[0, 1][..], &string("a"), &[0]].concat());
     client.send(&[subscribe, vec![0xC0, 0, 0xC0, 0]].concat());
-    client.expect(0x90, &[0, 1, 0]);
-    client.expect(0xD0, &[]);
-    client.expect(0xD0, &[]);
+    // A ping need not wait for the log.
+    let mut answers: Vec<u8> = (0..3).map(|_| client.read().first).collect();
+    answers.sort_unstable();
+    assert_eq!(answers, [0x90, 0xD0, 0xD0]);
     // What the WebSocket itself says does not disturb.
     client.socket.socket.send(Message::Ping(b"are you there"[..].into())).unwrap();
     assert_eq!(client.socket.socket.read().unwrap(), Message::Pong(b"are you there"[..].into()));

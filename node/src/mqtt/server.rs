@@ -320,7 +320,7 @@ impl MqttServer {
     /// Reads the certificates again whose files have changed, or all; new connections use them. Files that cannot
     /// be used are logged and change nothing; then this is false. Blocks for as long as reading a few files takes.
     pub fn reload_tls(&self, all: bool) -> bool {
-        self.listeners.iter().fold(true, |good, listener| listener.reload(all) && good)
+        self.listeners.iter().filter(|listener| !listener.reload(all)).count() == 0
     }
 
     /// Counters of all workers.

@@ -87,9 +87,7 @@ pub(crate) async fn run(mut config: Config, mut stop_signal: StopSignal) -> Resu
     let is_stopping = Arc::new(AtomicBool::new(false));
     let admin = start_admin(&config, admin_listener, &cluster, &mqtt, &is_stopping)?;
     tokio::spawn(commit_settings(config.clone(), cluster.clone()));
-    if mqtt.has_tls() {
-        watch_certificates(&mqtt, config.tls_reload_s)?;
-    }
+    watch_certificates(&mqtt, config.tls_reload_s)?;
     tracing::info!(
         version = env!("CARGO_PKG_VERSION"),
         node = node.0,
@@ -146,16 +144,21 @@ fn in_use(key: &str, address: SocketAddr, error: &std::io::Error) -> Failure {
     Failure::new(format!("cannot listen on {address}: {error}\n  {remedy} with --{key} (or the key `{key}`)"))
 }
 
-/// Reads certificates again when their files change, and on SIGHUP.
+/// Reads certificates again when their files change, and on SIGHUP, which never ends a node: what tells one to read
+/// its certificates may not know that it has none.
 fn watch_certificates(mqtt: &Arc<MqttServer>, reload_s: u64) -> Result<(), Failure> {
     let hangup = signal(SignalKind::hangup());
     let mut hangup = hangup.map_err(|error| Failure::new(format!("cannot listen for SIGHUP: {error}")))?;
+    let reload_s = if mqtt.has_tls() { reload_s } else { 0 };
     let mqtt = Arc::downgrade(mqtt);
     tokio::spawn(async move {
         loop {
             let look = tokio::time::sleep(Duration::from_secs(reload_s));
             let all = tokio::select! {
-                _ = hangup.recv() => true,
+                _ = hangup.recv() => {
+                    tracing::info!("SIGHUP: the certificates of TLS listeners, if there are any, are read again");
+                    true
+                }
                 () = look, if reload_s > 0 => false,
             };
             let Some(mqtt) = mqtt.upgrade() else { return };

@@ -13,7 +13,7 @@ use ntex::io::{Filter, Io, IoBoxed};
 use ntex::time::Millis;
 use ntex::util::Either;
 
-use super::handshake;
+use super::handshake::{self, HandshakeError};
 use super::limits::Refusal;
 use super::open::Listener;
 use super::options::ProxyHeader;
@@ -139,6 +139,7 @@ pub(in crate::mqtt) async fn unwrap(
     let timeout = Millis(u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
     let io = match handshake::Tls::accept(io, tls.config(), timeout).await {
         Ok(io) => io,
+        Err(HandshakeError::Closed) => return None, // a health check
         Err(error) => {
             arrival.fail(Failure::Tls, peer, &error);
             return None;
@@ -178,9 +179,9 @@ async fn upgrade<F: Filter>(io: Io<F>, arrival: &Arrival, peer: Option<SocketAdd
         Err(Either::Left(refused)) => {
             arrival.fail(Failure::WebSocket, peer, &refused);
             let _ = io.encode_slice(&refused.answer());
-            let _ = io.shutdown().await;
         }
         Err(Either::Right(error)) => arrival.fail(Failure::WebSocket, peer, &error),
     }
+    let _ = io.shutdown().await; // the answer, and the end of TLS
     None
 }

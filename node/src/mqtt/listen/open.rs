@@ -133,7 +133,7 @@ impl Opened {
         let (socket, address, file) = match &options.endpoint {
             Endpoint::Tcp(address) => {
                 let remedy = "is another broker running there? choose another address or port";
-                let failed = |source| failed(&options.name, source, remedy);
+                let failed = |source| failed(&address.to_string(), source, remedy);
                 let listener = ntex::server::create_tcp_listener(*address, BACKLOG).map_err(failed)?;
                 let address = listener.local_addr().map_err(failed)?;
                 (ListenSocket::Tcp(listener), Some(address), None)
@@ -220,8 +220,8 @@ mod tests {
     #[test]
     fn a_port_that_is_taken_is_named() {
         let taken = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("tcp://{}", taken.local_addr().unwrap());
-        let error = Opened::open(url.parse().unwrap()).unwrap_err().to_string();
-        assert!(error.contains(&url) && error.contains("choose another address or port"), "{error}");
+        let address = taken.local_addr().unwrap();
+        let error = Opened::open(ListenerOptions::tcp("mqtt", address)).unwrap_err().to_string();
+        assert!(error.contains(&address.to_string()) && error.contains("choose another address or port"), "{error}");
     }
 }

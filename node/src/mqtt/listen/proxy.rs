@@ -87,7 +87,8 @@ fn parse_v1(bytes: &[u8]) -> Result<Option<Header>, BadProxyHeader> {
             }
             let [source, destination] = addresses;
             let [source_port, destination_port] = ports;
-            (destination?, destination_port?);
+            destination?;
+            destination_port?;
             Some(SocketAddr::new(source?, source_port?))
         }
         _ => return Err(BadProxyHeader::Malformed("its family is not TCP4, TCP6 or UNKNOWN")),
