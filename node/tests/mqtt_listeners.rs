@@ -107,6 +107,7 @@ fn start_seen(urls: &[String]) -> (Arc<Witness>, MqttServer, Vec<SocketAddr>) {
     (witness, server, addresses)
 }
 
+/// [MQTT-4.2.0-1] [MQTT-4.2-1] [MQTT-6.0.0-1]
 #[test]
 fn mqtt_is_spoken_through_every_kind_of_listener() {
     let authority = Authority::new();
