@@ -173,17 +173,24 @@ impl Raw {
 
     /// The next packet is this acknowledgement; its reason code and its user property `position`.
     pub(crate) async fn expect_ack_at(&mut self, kind: AckKind, id: u16) -> (u8, Option<String>) {
-        let read = self.read_frame(|frame| (ack_of(frame).unwrap(), ack_properties_of(frame).unwrap()));
-        let (ack, properties) = tokio::time::timeout(SOON, read)
-            .await
-            .expect("the broker sends nothing")
-            .expect("the connection is closed");
+        self.ack_at_or_close(kind, id).await.expect("the broker closed the connection")
+    }
+
+    /// [`Self::expect_ack_at`], or nothing when the broker closes.
+    pub(crate) async fn ack_at_or_close(&mut self, kind: AckKind, id: u16) -> Option<(u8, Option<String>)> {
+        let read = |frame: &Frame<'_>| match frame.kind() {
+            4 | 5 => Some((ack_of(frame).unwrap(), ack_properties_of(frame).unwrap())),
+            _ => None,
+        };
+        let read = tokio::time::timeout(SOON, self.read_frame(read)).await.expect("the broker sends nothing");
+        // A DISCONNECT, or the end without one.
+        let (ack, properties) = read??;
         assert_eq!((ack.kind, ack.id), (kind, id));
         let position = properties.into_iter().find_map(|property| match property.value {
             Value::Pair(name, value) if property.id == USER && name == "position" => Some(value),
             _ => None,
         });
-        (ack.code, position)
+        Some((ack.code, position))
     }
 
     /// The next packet is a PUBLISH.
