@@ -42,6 +42,13 @@ pub fn split(topic: &TopicName) -> Option<Result<Delayed, DelayedError>> {
     Some(parse(topic.as_str().strip_prefix(PREFIX)?))
 }
 
+/// Where a message with this topic is published in the end: what rules about topics have to look at.
+#[must_use]
+pub fn target(topic: &TopicName) -> &str {
+    let delayed = topic.as_str().strip_prefix(PREFIX).and_then(|rest| rest.split_once('/'));
+    delayed.map_or(topic.as_str(), |(_, target)| target)
+}
+
 fn parse(text: &str) -> Result<Delayed, DelayedError> {
     let (seconds, topic) = text.split_once('/').ok_or(DelayedError::Seconds)?;
     if !seconds.bytes().all(|b| b.is_ascii_digit()) {
@@ -82,6 +89,9 @@ mod tests {
         ] {
             assert!(matches!(split(bad), Some(Err(DelayedError::Seconds))), "{bad}");
         }
+        let target = |text: &str| target(&TopicName::new(text).unwrap()).to_owned();
+        assert_eq!(target("$delayed/15/$SYS/y"), "$SYS/y");
+        assert_eq!([target("x/y"), target("$delayed/5"), target("$delayed")], ["x/y", "$delayed/5", "$delayed"]);
         assert_eq!(split("$delayed/5/"), Some(Err(DelayedError::Topic(TopicError::Empty))));
         assert_eq!(split("$delayed/5/$delayed/5/x"), Some(Err(DelayedError::Nested)));
     }

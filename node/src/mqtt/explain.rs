@@ -64,7 +64,9 @@ const fn refusal(reason: Reason) -> Option<&'static str> {
 const fn publish(reason: Reason) -> Option<&'static str> {
     Some(match reason {
         Reason::NOT_AUTHORIZED => "this client may not publish to this topic",
-        Reason::QUOTA_EXCEEDED => "the queue of a subscriber is full: nothing was published",
+        Reason::IMPLEMENTATION_SPECIFIC_ERROR => "the idempotency-key is empty, too long, or given twice differently",
+        Reason::TOPIC_NAME_INVALID => "a delayed publish has the topic $delayed/SECONDS/TOPIC",
+        Reason::QUOTA_EXCEEDED => "the queue of a subscriber or of delayed messages is full, or the delay too long",
         Reason::PAYLOAD_FORMAT_INVALID => "the payload is not UTF-8, as its Payload Format Indicator says",
         _ => return None,
     })

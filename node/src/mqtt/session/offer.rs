@@ -5,6 +5,7 @@
 //! [MQTT-3.3.5-2]. At QoS 0 it is dropped and counted.
 
 use quorate_store::command::{SubscribeOptions, Will};
+use quorate_store::delayed;
 use quorate_store::ids::{PacketId, QoS};
 use quorate_store::message::MessageProperties;
 use quorate_store::topic::{TopicFilter, TopicName};
@@ -28,9 +29,9 @@ pub(super) fn offered(options: &MqttOptions) -> Offered {
     }
 }
 
-/// Whether a topic is the server's own: no client publishes there.
+/// Whether a topic is the server's own: no client publishes there, neither now nor later.
 fn is_ours(topic: &TopicName) -> bool {
-    topic.as_str().strip_prefix("$SYS").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+    delayed::target(topic).strip_prefix("$SYS").is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
 fn claims_utf8_wrongly(options: &MqttOptions, properties: Option<&MessageProperties>, payload: &[u8]) -> bool {

@@ -83,6 +83,7 @@ fn a_key_that_is_none_and_a_delay_that_is_none_are_refused_in_their_turn() {
         (to("$delayed/x/t", publish(QoS::ExactlyOnce, 2)), 0x90),
         (to("$delayed/5", publish(QoS::ExactlyOnce, 2)), 0x90),
         (to("$delayed/5/", publish(QoS::ExactlyOnce, 2)), 0x90),
+        (to("$delayed/5/$SYS/t", publish(QoS::ExactlyOnce, 2)), 0x87),
     ] {
         let mut rig = Rig::open(Version::V5);
         rig.packet(Packet::Publish(super::publish(QoS::AtLeastOnce, 1)));
