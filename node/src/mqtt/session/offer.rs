@@ -72,7 +72,8 @@ impl Session {
         properties: Option<&MessageProperties>,
         payload: &[u8],
     ) -> Option<Reason> {
-        if is_ours(topic) {
+        let is_ours_later = || matches!(delayed::split(topic), Some(Ok(later)) if is_ours(&later.topic));
+        if is_ours(topic) || is_ours_later() {
             Some(Reason::NOT_AUTHORIZED)
         } else if claims_utf8_wrongly(&self.options, properties, payload) {
             Some(Reason::PAYLOAD_FORMAT_INVALID)

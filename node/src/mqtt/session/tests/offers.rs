@@ -247,7 +247,7 @@ fn the_servers_own_topics_are_not_published_to() {
     let mut rig = Rig::open(Version::V5);
     rig.packet(to("$SYS/broker/uptime", QoS::AtLeastOnce, 1));
     rig.packet(to("$SYS", QoS::ExactlyOnce, 2));
-    rig.packet(to("$SYS/x", QoS::AtMostOnce, 0));
+    rig.packet(to("$delayed/5/$SYS/x", QoS::AtMostOnce, 0));
     assert_eq!(rig.said(), [("puback", 1, 0x87), ("pubrec", 2, 0x87)]);
     assert!(rig.take_commands().is_empty() && rig.out.qos0.is_empty());
     assert_eq!(rig.out.counts.refused, 3);
