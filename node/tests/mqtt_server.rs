@@ -517,18 +517,3 @@ fn a_client_that_we_did_not_write() {
     assert_eq!(publishing.unwrap().join().unwrap(), usize::from(N));
     server.stop();
 }
-
-/// `QUORATE_CORPUS=conformance/run_malformed.py cargo test --test mqtt_server -- --ignored --nocapture`
-#[test]
-#[ignore = "needs the corpus of malformed packets"]
-fn the_malformed_corpus() {
-    let script = std::env::var("QUORATE_CORPUS").expect("QUORATE_CORPUS names run_malformed.py");
-    let (_backend, server) = start();
-    let status = std::process::Command::new("python3")
-        .args([script, "127.0.0.1".into(), server.local_addr().port().to_string()])
-        .status()
-        .unwrap();
-    assert!(status.success());
-    println!("{:?}", server.stats());
-    server.stop();
-}
