@@ -13,7 +13,7 @@ BIN := $(CARGO_TARGET_DIR)/release
 # One profile for everything: tests run on the binary that is shipped.
 FLAGS := --release --locked
 
-.PHONY: help setup build demo test system interop verify fmt clippy deny doc tidy fix bench bench-trie jepsen
+.PHONY: help setup build demo test system interop verify fmt clippy deny doc tidy fix bench bench-trie jepsen conformance
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -82,3 +82,11 @@ bench-trie: setup ## what it costs to find the subscriptions of a topic
 jepsen: setup ## the history checkers' own tests, then real processes under faults
 	$(CARGO) test $(FLAGS) -p quorate-jepsen
 	$(CARGO) test $(FLAGS) -p quorate --test 'system_*' $(ARGS)
+
+# The results of the page are those of this run, also when a test failed.
+conformance: setup ## docs/CONFORMANCE.md from the tests that hold a statement of MQTT, after running them
+	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked --quiet --root "$(CACHE)" cargo-nextest
+	$(CARGO) build $(FLAGS) -p quorate-jepsen --bin quorate-conformance
+	filter=$$($(BIN)/quorate-conformance filter || true); \
+	$(CARGO) nextest run $(FLAGS) --workspace --profile conformance -E "$$filter" || true
+	$(BIN)/quorate-conformance write $(CARGO_TARGET_DIR)/nextest/conformance/junit.xml

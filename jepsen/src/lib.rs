@@ -6,6 +6,7 @@
 //! The deterministic simulator of DESIGN is not here yet.
 
 pub mod check;
+pub mod conformance;
 pub mod harness;
 pub mod history;
 pub mod wire;

@@ -81,7 +81,7 @@ fn a_disconnect_changes_the_expiry_from_then_on() {
     rig.batch(1, vec![Command::Close(Close { expiry_s: Some(10), ..disconnect(c, 0) })]);
     rig.pass_ms(9_999);
     assert!(rig.connect(1, connect("c")).present);
-    // What ends with its connection cannot be made to last by DISCONNECT [MQTT-3.1.2-11.2].
+    // What ends with its connection cannot be made to last by DISCONNECT (§3.1.2.11.2).
     let t = rig.connect(1, transient("t")).session;
     rig.batch(1, vec![Command::Close(Close { expiry_s: Some(10), ..disconnect(t, 0) })]);
     assert!(!rig.connect(1, connect("t")).present);
