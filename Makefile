@@ -83,10 +83,13 @@ jepsen: setup ## the history checkers' own tests, then real processes under faul
 	$(CARGO) test $(FLAGS) -p quorate-jepsen
 	$(CARGO) test $(FLAGS) -p quorate --test 'system_*' $(ARGS)
 
-# The results of the page are those of this run, also when a test failed.
+# The results of the page are those of this run, also when a test failed. Reports go under the workspace, whatever the
+# target directory.
+REPORT := target/nextest/conformance/junit.xml
 conformance: setup ## docs/CONFORMANCE.md from the tests that hold a statement of MQTT, after running them
 	@command -v cargo-nextest >/dev/null || $(CARGO) install --locked --quiet --root "$(CACHE)" cargo-nextest
 	$(CARGO) build $(FLAGS) -p quorate-jepsen --bin quorate-conformance
+	rm -f $(REPORT)
 	filter=$$($(BIN)/quorate-conformance filter || true); \
 	$(CARGO) nextest run $(FLAGS) --workspace --profile conformance -E "$$filter" || true
-	$(BIN)/quorate-conformance write $(CARGO_TARGET_DIR)/nextest/conformance/junit.xml
+	$(BIN)/quorate-conformance write $(REPORT)

@@ -183,9 +183,15 @@ impl Conformance {
     #[must_use]
     pub fn holders(&self, id: &Id) -> Vec<(&Test, usize)> {
         let inputs = self.inputs.get(id).copied().unwrap_or_default();
-        let holds = |test: &'_ &Test| test.ids.contains(id) || (test.runs_corpus && inputs > 0);
-        let counted = |test: &'_ Test| (test, if test.ids.contains(id) { 0 } else { inputs });
-        self.tests.iter().filter(holds).map(counted).collect()
+        let mut holders = Vec::new();
+        for test in &self.tests {
+            if test.ids.contains(id) {
+                holders.push((test, 0));
+            } else if test.runs_corpus && inputs > 0 {
+                holders.push((test, inputs));
+            }
+        }
+        holders
     }
 
     /// Why no test holds a statement.
