@@ -4,9 +4,11 @@
 
 mod conformance;
 
-use conformance::client::{AckKind, Value, field, packet, publish};
-use conformance::{both, v5};
+use conformance::client::{AckKind, Connect, Got, Value, field, packet, prop, publish};
+use conformance::{Test, both, v5};
 use quorate_jepsen::wire::property;
+
+const REASON_STRING: u8 = 0x1f;
 
 /// [MQTT-4.13.1-1], [MQTT-4.8.0-1 v3.1.1]; the reason is of the list [MQTT-3.14.2-1] and no Session Expiry Interval comes
 /// with it [MQTT-3.14.2-2]; then nothing more and the close [MQTT-3.14.4-1], [MQTT-3.14.4-2], [MQTT-4.13.2-1].
@@ -142,6 +144,67 @@ fn a_message_that_is_too_large_is_dropped_as_if_it_had_been_sent() {
         client.disconnect();
         // Without the limit it does not come either: it counts as delivered.
         t.resume("c").0.expect_nothing();
+    });
+}
+
+/// What a refusal of each kind is answered with, on a connection of its own with these properties.
+fn refusals(t: &Test, properties: &[(u8, Value)]) -> Vec<Got> {
+    let connect = |mut connect: Connect| {
+        connect.properties.extend(properties.iter().map(|(id, value)| prop(*id, value.clone())));
+        connect
+    };
+    let refused = t.open().greet(&connect(t.clean("refused").with(0x15, Value::Text("NO-SUCH-METHOD".into()))));
+    let mut client = t.accepted(&connect(t.clean("c"))).0;
+    let mut answers = vec![refused];
+    for qos in 1..=2 {
+        client.send_publish(&publish("$SYS/not/for/clients", qos, 7, "x"));
+        answers.push(client.read());
+    }
+    answers.push(client.subscribe_with(&[], &[("a#", 0)]));
+    answers.push(client.unsubscribe(&["a#"]));
+    client.send_publish(&publish("a/#", 0, 0, "x"));
+    answers.push(client.read());
+    client.expect_silent_close();
+    answers
+}
+
+/// CONNACK [MQTT-3.2.2-19], PUBACK [MQTT-3.4.2-2], PUBREC [MQTT-3.5.2-2], SUBACK [MQTT-3.9.2-1], UNSUBACK
+/// [MQTT-3.11.2-1] and DISCONNECT [MQTT-3.14.2-3]: the reason in words is left out where it does not fit, the reason code
+/// is not. No user properties come with them: [MQTT-3.2.2-20], [MQTT-3.4.2-3], [MQTT-3.5.2-3], [MQTT-3.9.2-2],
+/// [MQTT-3.11.2-2], [MQTT-3.14.2-4].
+#[test]
+fn reason_strings_come_only_within_the_client_s_maximum_packet_size() {
+    v5(|t| {
+        let bare = |got: &Got| match got.first {
+            0x90 | 0xb0 => got.codes().to_vec(),
+            _ => vec![got.reason()],
+        };
+        let whole = refusals(t, &[]);
+        assert_eq!(whole.iter().map(|got| got.first).collect::<Vec<_>>(), [0x20, 0x40, 0x50, 0x90, 0xb0, 0xe0]);
+        for (n, full) in whole.iter().enumerate() {
+            assert!(property::text(&full.properties(), REASON_STRING).is_some(), "{full:?}");
+            for (limit, fits) in [(full.bytes(), true), (full.bytes() - 1, false)] {
+                let answers = refusals(t, &[(property::MAXIMUM_PACKET, Value::U32(limit as u32))]);
+                let got = &answers[n];
+                assert_eq!((got.first, bare(got)), (full.first, bare(full)));
+                assert_eq!(property::text(&got.properties(), REASON_STRING).is_some(), fits, "{limit}: {got:?}");
+                for got in &answers {
+                    assert!(got.bytes() <= limit, "{limit}: {got:?}");
+                    assert!(got.properties().iter().all(|p| p.id != property::USER), "{got:?}");
+                }
+            }
+        }
+    });
+}
+
+/// [MQTT-3.1.2-29].
+#[test]
+fn a_client_that_wants_no_problem_information_gets_words_only_in_connack_and_disconnect() {
+    v5(|t| {
+        for got in refusals(t, &[(0x17, Value::U8(0))]) {
+            let may = matches!(got.first, 0x20 | 0xe0);
+            assert!(may || got.properties().is_empty(), "{got:?}");
+        }
     });
 }
 

@@ -60,7 +60,7 @@ fn a_publish_is_answered_as_its_qos_wants() {
     });
 }
 
-/// [MQTT-3.7.2-1]: an identifier that is not known.
+/// [MQTT-3.7.2-1]: an identifier that is not known; nothing is said beside it [MQTT-3.7.2-2], [MQTT-3.7.2-3].
 #[test]
 fn a_pubrel_of_an_unknown_identifier_gets_a_pubcomp_that_says_so() {
     both(|t| {
@@ -68,10 +68,12 @@ fn a_pubrel_of_an_unknown_identifier_gets_a_pubcomp_that_says_so() {
         client.ack(conformance::client::AckKind::Pubrel, 9);
         let comp = client.read();
         assert_eq!((comp.first, comp.id(), comp.reason()), (0x70, 9, if t.is_v5() { 0x92 } else { 0 }));
+        assert!(comp.properties().is_empty(), "{comp:?}");
     });
 }
 
-/// [MQTT-3.6.2-1]: PUBREL is sent with Success, or with what says that the identifier is not known.
+/// [MQTT-3.6.2-1]: PUBREL is sent with Success, or with what says that the identifier is not known; nothing is said
+/// beside it [MQTT-3.6.2-2], [MQTT-3.6.2-3].
 #[test]
 fn a_pubrec_of_an_unknown_identifier_gets_a_pubrel_that_says_so() {
     v5(|t| {
@@ -79,6 +81,7 @@ fn a_pubrec_of_an_unknown_identifier_gets_a_pubrel_that_says_so() {
         client.ack(conformance::client::AckKind::Pubrec, 9);
         let rel = client.read();
         assert_eq!((rel.first, rel.id(), rel.reason()), (0x62, 9, 0x92));
+        assert!(rel.properties().is_empty(), "{rel:?}");
     });
 }
 

@@ -180,6 +180,11 @@ pub(crate) struct Got {
 }
 
 impl Got {
+    /// Bytes that it had on the wire.
+    pub(crate) fn bytes(&self) -> usize {
+        1 + variable(self.body.len()).len() + self.body.len()
+    }
+
     /// Packet identifier of an acknowledgement.
     pub(crate) fn id(&self) -> u16 {
         assert!(matches!(self.first >> 4, 4..=7 | 9 | 11), "{self:?}");

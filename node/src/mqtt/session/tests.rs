@@ -393,7 +393,7 @@ fn how_a_connection_ends_and_what_the_log_is_told() {
     }
 }
 
-/// [MQTT-3.1.2-22], and [MQTT-3.1.2-24] of 3.1.1
+/// [MQTT-3.1.2-22], and [MQTT-3.1.2-24 v3.1.1]
 #[test]
 fn keep_alive_is_one_and_a_half_times_and_any_packet_counts() {
     let mut rig = Rig::open(Version::V5);

@@ -172,7 +172,7 @@ fn wills_beyond_the_offer_are_refused() {
     assert!(matches!(rig.take_commands()[..], [Command::Connect(_)]));
 }
 
-/// [MQTT-3.2.2-10], and [MQTT-3.8.3-2] of 3.1.1: a filter with wildcards is rejected.
+/// [MQTT-3.2.2-10], and [MQTT-3.8.3-2 v3.1.1]: a filter with wildcards is rejected.
 #[test]
 fn subscriptions_beyond_the_offer_are_lowered_or_refused() {
     let asked =
@@ -238,7 +238,7 @@ fn refused_publishes_give_their_place_back() {
     assert_eq!(rig.said().last(), Some(&("disconnect", 0, 0x93)));
 }
 
-/// [MQTT-3.3.5-2] of 3.1.1: closed, because an acknowledgement would promise what was not done.
+/// [MQTT-3.3.5-2 v3.1.1]: closed, because an acknowledgement would promise what was not done.
 #[test]
 fn the_servers_own_topics_are_not_published_to() {
     let to = |topic: &str, qos, n| {
