@@ -1,4 +1,4 @@
-//! What a connection costs while nothing is said on it: memory of the brokers before and after many clients connect.
+//! What a connection costs while nothing but a ping is said on it: memory of the brokers before and after many clients connect.
 //!
 //! All sockets are on one node; the sessions are on all of them. So the other nodes' growth is what a session costs,
 //! and the first one's growth beyond that is what its connection costs.
@@ -107,6 +107,12 @@ pub(crate) async fn run(fleet: &Fleet, args: &IdleArgs) -> Result<Report, BenchE
         open.push(done.map_err(|_| BenchError::Task)??);
     }
     let connected_s = start.elapsed().as_secs_f64();
+    // As idle clients do; what a connection keeps after it was used counts too.
+    let mut ping = Vec::new();
+    encode::ping(&mut ping);
+    for stream in &mut open {
+        ask(stream, version, &ping, |packet| matches!(packet, Packet::PingResp)).await?;
+    }
     let after = steady(fleet).await?;
     let lost = open.iter().filter(|stream| is_closed(stream)).count();
     if lost > 0 {
