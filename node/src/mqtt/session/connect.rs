@@ -71,6 +71,7 @@ impl Session {
             version,
             state: State::Connecting,
             me: None,
+            is_resumed: false,
             greeting: Greeting {
                 asked_expiry_s: expiry_s,
                 assigned: assigned.as_deref().map(Arc::from),
@@ -154,6 +155,7 @@ impl Session {
         }
         self.state = State::Open;
         self.me = Some(connected.session);
+        self.is_resumed = connected.present;
         self.heard_ms = now.mono_ms;
         self.outbox = Outbox::new(Start {
             durable: connected.durable,

@@ -152,6 +152,8 @@ pub struct Session {
     state: State,
     /// Set by [`Outcome::Connected`].
     me: Option<SessionRef>,
+    /// The session was there before this connection.
+    is_resumed: bool,
     greeting: connect::Greeting,
     /// When a CONNECT that is not applied is given up.
     connect_by_ms: u64,

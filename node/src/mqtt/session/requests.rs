@@ -136,7 +136,11 @@ impl Session {
                 self.refused(Outgoing::PubRec(id, Reason(reason)), Reason(reason), out);
             }
             (Wait::Release(id), Outcome::Released { known }) => {
-                let reason = if known { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
+                // In a session that was there before, this is most likely a PUBREL of the connection before, sent again
+                // because its PUBCOMP was lost. 0x92 would be right as well ("not an error during recovery", 3.7.2.1),
+                // but MQTT.js fails the publish over it, and rumqttc counts it as in flight for ever.
+                let is_fine = known || self.is_resumed;
+                let reason = if is_fine { Reason::SUCCESS } else { Reason::PACKET_IDENTIFIER_NOT_FOUND };
                 self.acknowledge(Outgoing::PubComp(id, reason), out);
             }
             (Wait::Settle(count), Outcome::Done) => self.outbox.settled(count, out),

@@ -231,7 +231,7 @@ fn a_connect_can_be_refused_before_and_after_the_log() {
 
 #[test]
 fn acknowledgements_leave_in_order_and_only_after_the_outcome() {
-    let mut rig = Rig::open(Version::V5);
+    let mut rig = Rig::open_with(Version::V5, Connected { present: false, ..found() });
     rig.packet(Packet::Publish(publish(QoS::AtLeastOnce, 1)));
     rig.packet(Packet::Publish(publish(QoS::ExactlyOnce, 2)));
     rig.packet(Packet::Publish(publish(QoS::ExactlyOnce, 2)));
@@ -248,6 +248,14 @@ fn acknowledgements_leave_in_order_and_only_after_the_outcome() {
     assert_eq!(rig.said(), [("pubrec", 2, 0)]);
     rig.outcome(4, Outcome::Released { known: false });
     assert_eq!(rig.said(), [("pubcomp", 9, 0x92), ("suback", 3, 0x9E)]);
+}
+
+#[test]
+fn a_pubrel_that_is_sent_again_in_a_resumed_session_is_no_mistake_of_the_client() {
+    let mut rig = Rig::open(Version::V5);
+    rig.packet(Packet::PubRel { id: id(9) });
+    rig.outcome(1, Outcome::Released { known: false });
+    assert_eq!(rig.said(), [("pubcomp", 9, 0)]);
 }
 
 #[test]
