@@ -23,6 +23,7 @@ function connect(c) {
   const protocol = PROTOCOLS[c.transport];
   const client = mqtt.connect({
     servers: c.servers.map(([host, port]) => ({ host, port, protocol })),
+    protocol, // also here, or MQTT.js drops the path
     clientId: c.id,
     protocolVersion,
     protocolId,

@@ -19,6 +19,8 @@ use tokio::task::JoinHandle;
 const MIB: usize = 1 << 20;
 /// Publishes that are handed over at once.
 const BURST: usize = 200;
+/// Publishes of which [`BURST`] are in flight at a time.
+const MANY: usize = 3_000;
 /// Pause before a reconnect.
 const RETRY: Duration = Duration::from_millis(20);
 
@@ -31,6 +33,7 @@ enum Seen {
     Message { payload: Vec<u8>, retain: bool },
 }
 
+#[derive(Clone)]
 enum Handle {
     V4(AsyncClient),
     V5(v5::AsyncClient),
@@ -54,6 +57,16 @@ fn quality(qos: u8) -> (QoS, QoS5) {
         0 => (QoS::AtMostOnce, QoS5::AtMostOnce),
         1 => (QoS::AtLeastOnce, QoS5::AtLeastOnce),
         _ => (QoS::ExactlyOnce, QoS5::ExactlyOnce),
+    }
+}
+
+impl Handle {
+    async fn publish(&self, topic: &str, qos: u8, retain: bool, payload: impl Into<Vec<u8>>) {
+        let (v4, v5) = quality(qos);
+        match self {
+            Self::V4(client) => client.publish(topic, v4, retain, payload).await.unwrap(),
+            Self::V5(client) => client.publish(topic, v5, retain, payload.into()).await.unwrap(),
+        }
     }
 }
 
@@ -105,11 +118,7 @@ impl Client {
     }
 
     async fn publish(&self, topic: &str, qos: u8, retain: bool, payload: impl Into<Vec<u8>>) {
-        let (v4, v5) = quality(qos);
-        match &self.handle {
-            Handle::V4(client) => client.publish(topic, v4, retain, payload).await.unwrap(),
-            Handle::V5(client) => client.publish(topic, v5, retain, payload.into()).await.unwrap(),
-        }
+        self.handle.publish(topic, qos, retain, payload).await;
     }
 
     /// Waits for so many acknowledgements; how often it was connected anew meanwhile, always to its session.
@@ -260,14 +269,21 @@ async fn publishes_in_flight_outlive_their_node(version: Version) {
     publisher.publish("in/retained", 1, true, "kept").await;
     publisher.acknowledged(1).await;
     assert_eq!(subscriber.messages(1).await, [("kept".to_owned(), false)]);
-    for n in 0..BURST {
-        publisher.publish("in/burst", 2, false, n.to_string()).await;
-    }
-    publisher.acknowledged(BURST / 10).await;
+    let handle = publisher.handle.clone();
+    let publishing = tokio::spawn(async move {
+        for n in 0..MANY {
+            handle.publish("in/many", 2, false, n.to_string()).await;
+        }
+    });
+    publisher.acknowledged(BURST).await;
     system.kill(leader);
-    let reconnects = publisher.acknowledged(BURST - BURST / 10).await;
+    let reconnects = publisher.acknowledged(MANY - BURST).await;
     assert!(reconnects > 0, "all was acknowledged before the node died");
-    assert_eq!(subscriber.messages(BURST).await, numbers(BURST));
+    publishing.await.unwrap();
+    // rumqttc sends again in the order of identifiers, not of publishing: each once, in whatever order.
+    let mut got = subscriber.messages(MANY).await;
+    got.sort_by_key(|(number, _)| number.parse::<usize>().unwrap());
+    assert_eq!(got, numbers(MANY));
     publisher.publish("in/end", 2, false, "end").await;
     assert_eq!(subscriber.messages(1).await, [("end".to_owned(), false)]);
 
