@@ -125,6 +125,29 @@ pub enum Command {
         /// Which.
         number: u32,
     },
+    /// How the members of a shared group are chosen, whether there is such a group now or not. Direct, or of a stream.
+    SetShareStrategy {
+        /// Share name.
+        share: String,
+        /// Filter, without `$share/` and the name.
+        filter: TopicFilter,
+        /// How; the default forgets that there was another.
+        strategy: ShareStrategy,
+    },
+}
+
+/// Who of a shared group gets a message. Only connected members with room in their window are asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Encode, Decode)]
+pub enum ShareStrategy {
+    /// Who has the most room; of several, who comes next after the one that was served last.
+    #[default]
+    MostRoom,
+    /// Who comes next.
+    RoundRobin,
+    /// Always the same member for a topic, as long as it is connected; when it has no room, who has the most.
+    StickyTopic,
+    /// Of those connected to the publisher's node who has the most room; else of all.
+    Local,
 }
 
 /// CONNECT, normalised to MQTT 5.

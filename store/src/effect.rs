@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use crate::access::AccessError;
-use crate::command::SessionRef;
-use crate::ids::{BatchSeq, ClusterTime, Incarnation, NodeId, Position, QoS, QueueSeq, SessionId};
+use crate::command::{SessionRef, ShareStrategy};
+use crate::ids::{BatchSeq, ClusterTime, Incarnation, NodeId, Position, QoS, QueueSeq, SessionId, ShareId};
 use crate::message::SharedMessage;
 
 /// One thing to do or to know. In log order; deliveries and outcomes of one entry are in command order.
@@ -74,7 +74,8 @@ pub enum Effect {
 pub struct Delivery {
     /// Which connection.
     pub to: SessionRef,
-    /// Row in the session's queue; `None` for QoS 0 and for transient sessions, whose queue is the owner's memory.
+    /// Row in the session's queue; `None` for QoS 0 and for transient sessions, whose queue is the owner's memory (but
+    /// of a shared group they have rows, too).
     pub seq: Option<QueueSeq>,
     /// QoS of this delivery.
     pub qos: QoS,
@@ -140,6 +141,8 @@ pub enum Outcome {
     /// A start that does not follow the node's latest life, which is this one: it was late, or the node did not
     /// know of it yet. Nothing was changed.
     StartOutdated(Option<Incarnation>),
+    /// A table that is bounded is full: nothing was changed.
+    LimitReached,
     /// `NodeLost` that was void (another term, or closed already), or a node, user or rule that is unknown.
     Void,
     /// The user or rule was not taken: it, or their number, is beyond a bound. Nothing was changed.
@@ -155,7 +158,8 @@ pub struct Connected {
     pub present: bool,
     /// Session Expiry Interval in force, seconds (bounded by the replicated maximum).
     pub expiry_s: u32,
-    /// Deliveries are logged rows; else they come as [`Delivery`] without a row and are not settled.
+    /// Deliveries are logged rows; else they come as [`Delivery`] without a row and are not settled, but those of
+    /// shared groups.
     pub durable: bool,
     /// First row that may be unsettled: where resending starts.
     pub queue_head: QueueSeq,
@@ -203,4 +207,25 @@ pub struct SessionSummary {
     pub queued_bytes: u64,
     /// When it ends, while disconnected.
     pub expires_at: Option<ClusterTime>,
+}
+
+/// A group of a shared subscription (administration, tests).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ShareSummary {
+    /// Which.
+    pub share: ShareId,
+    /// Share name.
+    pub name: String,
+    /// Filter.
+    pub filter: String,
+    /// How members are chosen.
+    pub strategy: ShareStrategy,
+    /// Members, connected or not, in order of creation.
+    pub members: Vec<SessionId>,
+    /// Messages that wait for a member with room.
+    pub waiting: u64,
+    /// Bytes charged for them.
+    pub waiting_bytes: u64,
+    /// Messages that were dropped because too many waited.
+    pub dropped: u64,
 }

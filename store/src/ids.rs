@@ -101,6 +101,11 @@ pub struct Epoch(pub Position);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
 pub struct SessionId(pub Position);
 
+/// One group of a shared subscription, from the SUBSCRIBE of its first member to the end of its last: a position that
+/// this SUBSCRIBE took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
+pub struct ShareId(pub Position);
+
 macro_rules! displays_as_position {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {
@@ -110,7 +115,7 @@ macro_rules! displays_as_position {
         }
     )*};
 }
-displays_as_position!(Incarnation, Epoch, SessionId);
+displays_as_position!(Incarnation, Epoch, SessionId, ShareId);
 
 /// Number of a batch in its node incarnation's proposal stream: 1, 2, 3, ...
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Encode, Decode)]
@@ -151,6 +156,21 @@ impl PacketId {
     #[must_use]
     pub fn new(id: u16) -> Option<Self> {
         NonZeroU16::new(id).map(Self)
+    }
+
+    /// The last.
+    pub const MAX: Self = Self(NonZeroU16::MAX);
+
+    /// The one after it; after the last comes the first.
+    #[must_use]
+    pub fn next(self) -> Self {
+        self.plus(1)
+    }
+
+    /// The one `n` after it, around the end.
+    #[must_use]
+    pub fn plus(self, n: u16) -> Self {
+        QueueSeq(u64::from(self.get()) - 1 + u64::from(n)).packet_id()
     }
 
     /// As on the wire.

@@ -164,6 +164,66 @@ impl TopicFilter {
     }
 }
 
+/// What a topic filter asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum FilterKind {
+    /// Messages whose topic matches it.
+    Plain,
+    /// A part of them: a shared subscription, `$share/{name}/{filter}` [MQTT-4.8.2-1].
+    Shared {
+        /// Share name.
+        name: String,
+        /// What topics are matched against.
+        filter: TopicFilter,
+    },
+    /// All of them, as long as nobody else asks for them so: `$exclusive/{filter}`.
+    Exclusive {
+        /// What topics are matched against.
+        filter: TopicFilter,
+    },
+    /// It begins like one of the above and is none (0x8F).
+    Invalid,
+}
+
+const SHARE: &str = "$share/";
+const EXCLUSIVE: &str = "$exclusive/";
+
+impl TopicFilter {
+    /// What this filter asks for.
+    #[must_use]
+    pub fn kind(&self) -> FilterKind {
+        // Neither is there within the other.
+        let inner = |text: &str| {
+            let is_plain = !text.starts_with(SHARE) && !text.starts_with(EXCLUSIVE);
+            TopicFilter::new(text).ok().filter(|_| is_plain)
+        };
+        if let Some(rest) = self.0.strip_prefix(SHARE) {
+            // A name has at least one character, and none that is a wildcard [MQTT-4.8.2-1], [MQTT-4.8.2-2].
+            let named = rest.split_once('/').filter(|(name, _)| !name.is_empty() && !name.contains(['+', '#']));
+            let shared = named.and_then(|(name, filter)| {
+                inner(filter).map(|filter| FilterKind::Shared { name: name.to_owned(), filter })
+            });
+            return shared.unwrap_or(FilterKind::Invalid);
+        }
+        match self.0.strip_prefix(EXCLUSIVE) {
+            Some(rest) => inner(rest).map_or(FilterKind::Invalid, |filter| FilterKind::Exclusive { filter }),
+            None => FilterKind::Plain,
+        }
+    }
+
+    /// `$share/{name}/{filter}`.
+    ///
+    /// # Errors
+    /// [`TopicError`] when the name is none, or the whole is too long.
+    pub fn shared(name: &str, filter: &TopicFilter) -> Result<Self, TopicError> {
+        let whole = Self::new(&format!("{SHARE}{name}/{filter}"))?;
+        match whole.kind() {
+            FilterKind::Shared { name: found, .. } if found == name => Ok(whole),
+            _ => Err(TopicError::MisplacedWildcard),
+        }
+    }
+}
+
 macro_rules! shows_its_text {
     ($($name:ident),*) => {$(
         impl fmt::Debug for $name {
@@ -214,6 +274,39 @@ mod tests {
     fn every_matching_topic_begins_with_the_literal_prefix() {
         for (f, p) in [("a/#", "a"), ("a/+/c", "a/"), ("#", ""), ("a/b", "a/b"), ("/#", ""), ("a//#", "a/")] {
             assert_eq!(TopicFilter::new(f).unwrap().literal_prefix(), p, "{f}");
+        }
+    }
+
+    /// [MQTT-4.8.2-1], [MQTT-4.8.2-2]
+    #[test]
+    fn a_shared_filter_has_a_name_without_wildcards_and_a_filter() {
+        let kind = |f: &str| TopicFilter::new(f).unwrap().kind();
+        let shared =
+            |name: &str, f: &str| FilterKind::Shared { name: name.into(), filter: TopicFilter::new(f).unwrap() };
+        assert_eq!(kind("$share/g/a/+"), shared("g", "a/+"));
+        assert_eq!(kind("$share/g//"), shared("g", "/"));
+        assert_eq!(kind("$exclusive/a/#"), FilterKind::Exclusive { filter: TopicFilter::new("a/#").unwrap() });
+        for plain in ["a", "$share", "$exclusive", "$shared/g/a", "a/$share/g/b"] {
+            assert_eq!(kind(plain), FilterKind::Plain, "{plain}");
+        }
+        for bad in [
+            "$share/",
+            "$share/g",
+            "$share/g/",
+            "$share//a",
+            "$share/+/a",
+            "$share/#",
+            "$exclusive/",
+            "$share/g/$share/h/a",
+            "$share/g/$exclusive/a",
+            "$exclusive/$share/g/a",
+            "$exclusive/$exclusive/a",
+        ] {
+            assert_eq!(kind(bad), FilterKind::Invalid, "{bad}");
+        }
+        assert_eq!(TopicFilter::shared("g", &TopicFilter::new("a/#").unwrap()).unwrap().as_str(), "$share/g/a/#");
+        for bad in ["", "+", "g/h", "#"] {
+            assert!(TopicFilter::shared(bad, &TopicFilter::new("a").unwrap()).is_err(), "{bad}");
         }
     }
 

@@ -8,7 +8,9 @@ mod testkit;
 use proptest::prelude::*;
 use quorate_store::access::{AclAction, AclRule, Permission, User, Who};
 use quorate_store::command::{Ack, AckKind, Batch, Close, Command, Connect, NodeInfo, NodeStarted, Origin, Publish};
-use quorate_store::command::{QueueFullPolicy, SessionRef, Setting, Settle, Subscribe, SubscribeOptions, Will};
+use quorate_store::command::{
+    QueueFullPolicy, SessionRef, Setting, Settle, ShareStrategy, Subscribe, SubscribeOptions, Will,
+};
 use quorate_store::effect::Outcome;
 use quorate_store::ids::{
     BatchSeq, ClusterTime, Epoch, Incarnation, NodeId, PacketId, Position, QoS, QueueSeq, SessionId,
@@ -68,7 +70,27 @@ fn any_topic() -> impl Strategy<Value = TopicName> {
 }
 
 fn any_filter() -> impl Strategy<Value = TopicFilter> {
-    let texts = ["a", "a/b", "#", "+", "+/#", "a/#", "/", "$a", "$share/g/a", "$share", "$share/", "$share/g", "+/+/b"];
+    let texts = [
+        "a",
+        "a/b",
+        "#",
+        "+",
+        "+/#",
+        "a/#",
+        "/",
+        "$a",
+        "$share/g/a",
+        "$share/g/#",
+        "$share/h/a",
+        "$share",
+        "$share/",
+        "$share/g",
+        "$share/+/a",
+        "$exclusive/a",
+        "$exclusive/#",
+        "$exclusive/",
+        "+/+/b",
+    ];
     prop::sample::select(texts.to_vec()).prop_map(filter)
 }
 
@@ -189,6 +211,17 @@ fn access() -> impl Strategy<Value = Command> {
     ]
 }
 
+fn strategy() -> impl Strategy<Value = Command> {
+    let strategy = prop_oneof![
+        Just(ShareStrategy::MostRoom),
+        Just(ShareStrategy::RoundRobin),
+        Just(ShareStrategy::StickyTopic),
+        Just(ShareStrategy::Local)
+    ];
+    (prop_oneof![3 => Just("g"), 1 => Just(""), 1 => Just("+")], any_filter(), strategy)
+        .prop_map(|(share, filter, strategy)| Command::SetShareStrategy { share: share.to_owned(), filter, strategy })
+}
+
 fn command() -> impl Strategy<Value = Command> {
     let close = (from(), any::<bool>(), prop::option::of(seconds()), number()).prop_map(
         |(from, drop_will, expiry_s, until)| {
@@ -216,6 +249,7 @@ fn command() -> impl Strategy<Value = Command> {
         1 => setting().prop_map(Command::Set),
         1 => access(),
         1 => position().prop_map(|p| Command::EndSession { session: SessionId(p) }),
+        1 => strategy(),
     ]
 }
 

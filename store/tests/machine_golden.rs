@@ -13,7 +13,9 @@ use bytes::Bytes;
 use quorate_store::access::{AclAction, AclRule, Permission, ScramVerifier, User, Who};
 use quorate_store::codec;
 use quorate_store::command::{Ack, AckKind, Batch, Close, Command, Connect, NodeInfo, NodeStarted, Origin, Publish};
-use quorate_store::command::{QueueFullPolicy, SessionRef, Setting, Settle, Subscribe, SubscribeOptions, Will};
+use quorate_store::command::{
+    QueueFullPolicy, SessionRef, Setting, Settle, ShareStrategy, Subscribe, SubscribeOptions, Will,
+};
 use quorate_store::ids::{BatchSeq, ClusterTime, Epoch, Incarnation, NodeId, Position, QoS, QueueSeq, SessionId};
 use quorate_store::message::MessageProperties;
 use quorate_store::rows::key::RowKind;
@@ -168,6 +170,10 @@ fn commands() -> Vec<Command> {
         Command::PutAclRule(Box::new(AclRule { retain: None, filters: vec![], ..rule(Who::Client("c".into())) })),
         Command::DeleteAclRule { number: 300 },
         Command::Set(Setting::AclOtherwise(Permission::Deny)),
+        Command::SetShareStrategy { share: "g".into(), filter: filter("a/#"), strategy: ShareStrategy::MostRoom },
+        Command::SetShareStrategy { share: "g".into(), filter: filter("a/#"), strategy: ShareStrategy::RoundRobin },
+        Command::SetShareStrategy { share: "g".into(), filter: filter("a/#"), strategy: ShareStrategy::StickyTopic },
+        Command::SetShareStrategy { share: "g".into(), filter: filter("a/#"), strategy: ShareStrategy::Local },
     ]
 }
 
@@ -202,6 +208,12 @@ fn name(command: &Command) -> &'static str {
         Command::PutAclRule(_) => "command_put_acl_rule",
         Command::DeleteAclRule { .. } => "command_delete_acl_rule",
         Command::Set(Setting::AclOtherwise(_)) => "command_set_acl_otherwise",
+        Command::SetShareStrategy { strategy, .. } => match strategy {
+            ShareStrategy::MostRoom => "command_share_most_room",
+            ShareStrategy::RoundRobin => "command_share_round_robin",
+            ShareStrategy::StickyTopic => "command_share_sticky_topic",
+            ShareStrategy::Local => "command_share_local",
+        },
     }
 }
 
@@ -316,6 +328,55 @@ fn history() -> Rig {
         .unwrap();
     rig.machine.commit_run().unwrap();
     rig
+}
+
+/// A history of shared and exclusive subscriptions.
+fn history_of_shares() -> Rig {
+    let mut rig = Rig::with_nodes(2);
+    let sticky = ShareStrategy::StickyTopic;
+    rig.direct(Command::SetShareStrategy { share: "g".into(), filter: filter("t"), strategy: sticky });
+    let member = rig.connect(1, Connect { receive_maximum: 2, ..connect("member") }).session;
+    rig.one(1, subscribe(member, 2, "$share/g/t"));
+    rig.one(1, subscribe(member, 1, "$exclusive/e/+"));
+    rig.one(1, subscribe(member, 1, "u"));
+    // The second of its groups to be served.
+    rig.one(1, subscribe(member, 1, "$share/h/u"));
+    let publishes = ["t", "u", "u", "t"].map(|to| Command::Publish(retain(None, to, "m")));
+    rig.batch(2, publishes.to_vec());
+    let expiring = Publish { expiry_s: Some(60), ..publish(None, 2, "t", "expires") };
+    rig.batch(2, vec![Command::Publish(expiring)]);
+    let s = rig.queue(member.session).first().unwrap().seq.0;
+    rig.settle(1, member, AckKind::Puback, &[s]);
+    // In one entry: a group ends in which so many wait that they are swept by and by.
+    let doomed = rig.connect(1, connect("doomed")).session;
+    rig.one(1, subscribe(doomed, 1, "$share/d/d"));
+    rig.batch(1, vec![Command::Close(testkit::commands::close(doomed, 0))]);
+    let flood = (0..300).map(|n| Command::Publish(publish(None, 1, "d", &n.to_string())));
+    rig.batch(2, flood.collect());
+    rig.batch_undrained(2, vec![Command::EndSession { session: doomed.session }]);
+    rig
+}
+
+#[test]
+fn rows_of_shares_are_encoded_as_they_always_were() {
+    let rig = history_of_shares();
+    let kinds = [
+        (RowKind::Counters, 3, "counters"),
+        (RowKind::Queue, 5, "queue"),
+        (RowKind::Continuation, 14, "continuation"),
+        (RowKind::Share, 16, "share"),
+        (RowKind::ShareQueue, 17, "queue_of_share"),
+        (RowKind::Exclusive, 21, "exclusive"),
+        (RowKind::ShareStrategy, 24, "strategy"),
+    ];
+    for (kind, ordinal, name) in kinds {
+        assert_eq!(kind as usize, ordinal, "ordinals are on disk");
+        let of_kind = rig.machine.store().iter().filter(|(key, _)| key[2] == kind as u8);
+        let lines: Vec<String> = of_kind.take(4).map(|(key, value)| format!("{} {}\n", hex(key), hex(value))).collect();
+        assert!(!lines.is_empty(), "the history leaves no row of kind {name}");
+        golden(&format!("row_share_{name}"), &lines.concat());
+    }
+    testkit::replica::reopened(&rig.machine);
 }
 
 #[test]

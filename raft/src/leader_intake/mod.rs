@@ -403,7 +403,8 @@ pub(crate) fn may_be_direct(command: &Command) -> bool {
         | Command::PutUser(_)
         | Command::DeleteUser { .. }
         | Command::PutAclRule(_)
-        | Command::DeleteAclRule { .. } => true,
+        | Command::DeleteAclRule { .. }
+        | Command::SetShareStrategy { .. } => true,
         Command::Connect(_)
         | Command::Close(_)
         | Command::Publish(_)

@@ -80,6 +80,9 @@ impl<S: RowStore> Machine<S> {
             }
         }
         self.sessions.set_owner(id, Some(origin));
+        if let Some(session) = self.sessions.get(id) {
+            self.shares.note_room(id, session.membership.as_deref());
+        }
         if let Some(will) = &connect.will {
             let row = WillRow { due_at: None, will: will.clone() };
             self.rows.put(key::of_session(RowKind::Will, id), row.to_bytes()?);
@@ -161,7 +164,6 @@ impl<S: RowStore> Machine<S> {
         self.sessions.set_owner(id, None);
         let (now, expiry_s_max) = (self.applied.time, self.settings.session_expiry_s_max);
         let Some(session) = self.sessions.get_mut(id) else { return Ok(()) };
-        session.window = None;
         // [MQTT-3.1.2-11.2]: an interval of 0 cannot become another one at DISCONNECT.
         if let Some(expiry_s) = ending.expiry_s.filter(|_| session.row.expiry_s > 0) {
             session.row.expiry_s = expiry_s.min(expiry_s_max);
@@ -176,6 +178,7 @@ impl<S: RowStore> Machine<S> {
             self.deadlines.insert(Deadline { at, kind: DeadlineKind::Expiry, session: id });
         }
         self.put_session(id)?;
+        self.return_to_shares(id)?;
         if has_will && ending.drop_will {
             self.forget_will(id, None);
         } else if has_will {
@@ -212,6 +215,7 @@ impl<S: RowStore> Machine<S> {
         if let Some(due) = self.sessions.get(id).and_then(|s| s.will) {
             self.publish_will(id, due, fx)?;
         }
+        self.leave_all_shares(id)?;
         let Some(session) = self.sessions.remove(id) else { return Ok(()) };
         if let Some(at) = session.row.expires_at {
             self.deadlines.remove(&Deadline { at, kind: DeadlineKind::Expiry, session: id });
@@ -244,11 +248,13 @@ impl<S: RowStore> Machine<S> {
         Ok(end.max(session.row.sent_until))
     }
 
-    /// Makes the copy of a connected, durable session's window complete.
+    /// Makes the copy of a connected session's window complete. A transient session has rows of shared groups only.
     pub(super) fn fill_window(&mut self, id: SessionId) -> Result<(), MachineError> {
         loop {
             let Some(session) = self.sessions.get_mut(id) else { return Ok(()) };
-            if session.row.owner.is_none() || !session.row.durable {
+            // What is loaded may differ between replicas: whether there ever was a row does not.
+            let has_rows = session.row.durable || session.counters.next_seq > QueueSeq(0);
+            if session.row.owner.is_none() || !has_rows {
                 return Ok(());
             }
             let (next_seq, receive_maximum) = (session.counters.next_seq, session.row.receive_maximum);

@@ -11,12 +11,14 @@ use std::ops::{Bound, ControlFlow};
 use bytes::Bytes;
 
 use crate::effect::EffectSink;
-use crate::ids::{Position, QueueSeq, SessionId};
+use crate::ids::{Position, QueueSeq, SessionId, ShareId};
 use crate::rows::key::{self, Key, MetaName, RowKind};
+use crate::rows::share::WaitingRow;
 use crate::rows::value::{ContinuationRow, NumberRow, QueueRow, SubscriptionRow, Value as _};
 use crate::rows::{RowRead as _, RowStore, RowsError};
-use crate::topic::TopicFilter;
+use crate::topic::{FilterKind, TopicFilter};
 
+use super::trie::Subscriber;
 use super::{Machine, MachineError};
 
 /// So many continuations share what one entry may do, when there are as many.
@@ -36,6 +38,22 @@ pub(super) enum Continuation {
     Retained(Cursor),
     /// The marks of a cursor that has ended are removed; those before this key are.
     Marks(Option<Key>),
+    /// What waited in a shared group that is gone is removed.
+    ShareSweep(ShareSweep),
+}
+
+/// The sweep of a shared group's queue.
+#[derive(Debug)]
+pub(super) struct ShareSweep {
+    share: ShareId,
+    /// All rows up to this key are gone.
+    after: Option<Key>,
+}
+
+impl ShareSweep {
+    pub(super) fn new(share: ShareId) -> Self {
+        Self { share, after: None }
+    }
 }
 
 /// A sweep, and what needs no reading any more.
@@ -82,6 +100,7 @@ impl Continuation {
                 next_topic: cursor.next_topic.clone(),
             },
             Self::Marks(_) => ContinuationRow::Marks,
+            Self::ShareSweep(sweep) => ContinuationRow::ShareSweep { share: sweep.share },
         }
     }
 }
@@ -232,6 +251,7 @@ impl<S: RowStore> Machine<S> {
                 }
                 (*budget == 0).then_some(Continuation::Marks(last))
             }
+            Continuation::ShareSweep(sweep) => self.sweep_share(&sweep, budget)?.map(Continuation::ShareSweep),
         };
         match rest {
             Some(rest) => self.continuations.insert(at, rest),
@@ -258,8 +278,16 @@ impl<S: RowStore> Machine<S> {
                 match kind {
                     RowKind::Subscription => {
                         let filter = k.as_bytes().get(prefix.as_bytes().len()..).unwrap_or_default();
-                        if let Ok(filter) = TopicFilter::new(&String::from_utf8_lossy(filter)) {
-                            self.trie.remove(&filter, session);
+                        let filter = TopicFilter::new(&String::from_utf8_lossy(filter)).ok();
+                        match filter.map(|filter| (filter.kind(), filter)) {
+                            Some((FilterKind::Exclusive { filter }, _)) => {
+                                self.trie.remove(&filter, Subscriber::Exclusive(session));
+                                self.free_exclusive(&filter, session)?;
+                            }
+                            Some((_, filter)) => {
+                                self.trie.remove(&filter, Subscriber::Session(session));
+                            }
+                            None => {}
                         }
                     }
                     RowKind::Queue => {
@@ -278,6 +306,22 @@ impl<S: RowStore> Machine<S> {
             sweep.after = None;
         }
         Ok(true)
+    }
+
+    /// Removes what waits in a shared group that is gone; `None` when nothing is left.
+    fn sweep_share(&mut self, sweep: &ShareSweep, budget: &mut usize) -> Result<Option<ShareSweep>, MachineError> {
+        let prefix = key::of_position(RowKind::ShareQueue, sweep.share.0);
+        let rows = self.rows_after(sweep.after.as_ref(), prefix.as_bytes(), &prefix.end(), *budget)?;
+        *budget -= rows.len();
+        let after = rows.last().map(|(k, _)| k.clone());
+        for (k, v) in rows {
+            let damaged = |reason| RowsError::Damaged { key: key::describe(k.as_bytes()), reason };
+            let row = WaitingRow::from_slice(&v).map_err(damaged)?;
+            let position = key::rest_u64(k.as_bytes(), 8).ok_or_else(|| damaged("short key".to_owned()))?;
+            self.release_message(Position::from_u64(position), row.is_shared)?;
+            self.rows.delete(k);
+        }
+        Ok((*budget == 0).then_some(ShareSweep { share: sweep.share, after }))
     }
 
     /// Up to `most` rows of `first <= key < to`, of which those up to `after` are known to be deleted.
@@ -310,6 +354,7 @@ impl<S: RowStore> Machine<S> {
                     Continuation::Retained(Cursor { session, filter, subscription, until, next_topic, marks: 0 })
                 }
                 ContinuationRow::Marks => Continuation::Marks(None),
+                ContinuationRow::ShareSweep { share } => Continuation::ShareSweep(ShareSweep::new(share)),
             };
             loaded.insert(at, continuation);
             Some(())

@@ -19,6 +19,8 @@
 //! | [`references`] | how many queue rows point to a message |
 //! | [`room`] | room in a queue that is at its byte bound |
 //! | [`subscribe`] | SUBSCRIBE, UNSUBSCRIBE |
+//! | [`shares`] | shared subscriptions: who gets a message, what waits, what returns |
+//! | [`exclusive`] | exclusive subscriptions |
 //! | [`retained`] | retained messages for a new subscription |
 //! | [`nodes`] | incarnations, node ids, proposal streams |
 //! | [`access`] | users and rules |
@@ -29,6 +31,7 @@ mod access;
 mod connect;
 mod continuations;
 mod delayed;
+mod exclusive;
 mod idempotency;
 mod nodes;
 mod open;
@@ -37,6 +40,7 @@ mod queue;
 mod references;
 mod retained;
 mod room;
+mod shares;
 mod state;
 mod subscribe;
 mod timers;
@@ -64,6 +68,7 @@ use continuations::Continuations;
 use delayed::Waiting;
 use idempotency::Idempotency;
 use references::References;
+use shares::Shares;
 use state::{Deadline, RetainedExpiry, RetainedTopics, Session, Sessions};
 use trie::Trie;
 
@@ -236,6 +241,11 @@ pub struct Machine<S> {
     pending: Vec<Effect>,
     /// Rows that came and went in the current batch: their deliveries are not passed on.
     withdrawn: BTreeSet<(SessionId, QueueSeq)>,
+    shares: Shares,
+    /// Messages of shared groups that the current entry may still serve.
+    share_budget: usize,
+    /// Whose commands are being applied.
+    origin: Option<Incarnation>,
 }
 
 /// Commands of one batch that are applied; what is beyond is answered as void. A proposer cuts batches of some dozens.
@@ -258,6 +268,7 @@ impl<S: RowStore> Machine<S> {
         self.advance_to(entry)?;
         self.next_number = u32::try_from(batch.commands.len().min(COMMANDS_MAX)).unwrap_or(u32::MAX);
         self.retained_budget = timers::STEP_ROWS;
+        self.share_budget = timers::STEP_ROWS;
         match batch.origin {
             Origin::Stream { node, incarnation, seq } => {
                 if let Some(true) = self.accept(node, incarnation, seq, effects) {
@@ -272,7 +283,9 @@ impl<S: RowStore> Machine<S> {
                 effects.push(Effect::DirectApplied { nonce, outcomes });
             }
         }
+        self.origin = None;
         self.advance_timers(effects)?;
+        self.serve_shares(self.share_budget, effects)?;
         for effect in self.pending.drain(..) {
             let is_withdrawn = match &effect {
                 Effect::Deliver { delivery: Delivery { to, seq: Some(seq), .. }, .. } => {
@@ -321,6 +334,7 @@ impl<S: RowStore> Machine<S> {
             self.rows.put(key::dedup(*incarnation), NumberRow(stream.last.0).to_bytes()?);
         }
         self.references.write(&mut self.rows)?;
+        self.write_shares()?;
         self.rows.put(key::meta(MetaName::Applied), self.applied.to_bytes()?);
         Ok(self.rows.commit()?)
     }
@@ -344,6 +358,7 @@ impl<S: RowStore> Machine<S> {
         commands: &[Command],
         effects: &mut dyn EffectSink,
     ) -> Result<Vec<Outcome>, MachineError> {
+        self.origin = origin;
         let mut outcomes = Vec::with_capacity(commands.len());
         for (number, command) in commands.iter().enumerate() {
             if number >= COMMANDS_MAX {
@@ -396,6 +411,7 @@ impl<S: RowStore> Machine<S> {
             Command::DeleteUser { name } => self.delete_user(name),
             Command::PutAclRule(rule) => self.put_acl_rule(rule),
             Command::DeleteAclRule { number } => Ok(self.delete_acl_rule(*number)),
+            Command::SetShareStrategy { share, filter, strategy } => self.set_share_strategy(share, filter, *strategy),
             Command::NodeStarted(_)
             | Command::NodeLost { .. }
             | Command::Tick
@@ -423,6 +439,7 @@ impl<S: RowStore> Machine<S> {
             Command::DeleteUser { name } => self.delete_user(name),
             Command::PutAclRule(rule) => self.put_acl_rule(rule),
             Command::DeleteAclRule { number } => Ok(self.delete_acl_rule(*number)),
+            Command::SetShareStrategy { share, filter, strategy } => self.set_share_strategy(share, filter, *strategy),
             Command::Tick => Ok(Outcome::Done),
             Command::Connect(_)
             | Command::Close(_)
@@ -509,7 +526,7 @@ impl<S: RowStore> Machine<S> {
         Totals {
             sessions: self.sessions.len() as u64,
             connected: self.sessions.connected() as u64,
-            subscriptions: self.trie.len() as u64,
+            subscriptions: (self.trie.len() + self.shares.memberships()) as u64,
             expired: self.expired,
             queued: self.sessions.queued(),
             retained: self.retained_topics.len() as u64,
@@ -542,7 +559,8 @@ impl<S: RowStore> Machine<S> {
     }
 
     /// Calls `deliver` for each connected session that a QoS 0 message is routed to. Reads only: QoS 0
-    /// without RETAIN does not go through the log.
+    /// without RETAIN does not go through the log. Of a shared group one connected member is chosen here, by this node
+    /// alone.
     pub fn match_qos0(
         &self,
         publisher: Option<SessionId>,
@@ -550,18 +568,21 @@ impl<S: RowStore> Machine<S> {
         message: &SharedMessage,
         deliver: &mut dyn FnMut(Incarnation, Delivery),
     ) {
-        for found in self.trie.matches(topic, publisher) {
-            let Some(session) = self.sessions.get(found.session) else { continue };
-            let Some(owner) = self.open_owner(session.row.owner) else { continue };
-            let delivery = Delivery {
-                to: SessionRef { session: found.session, epoch: session.row.epoch },
-                seq: None,
-                qos: QoS::AtMostOnce,
-                retain: false,
-                identifiers: shared_identifiers(found.identifiers.into_iter()),
-                message: message.clone(),
-            };
-            deliver(owner, delivery);
+        let found = self.trie.matches(topic, publisher);
+        let mut send = |to: SessionId, identifiers: Arc<[u32]>| {
+            let Some(session) = self.sessions.get(to) else { return };
+            let Some(owner) = self.open_owner(session.row.owner) else { return };
+            let to = SessionRef { session: to, epoch: session.row.epoch };
+            let (qos, message) = (QoS::AtMostOnce, message.clone());
+            deliver(owner, Delivery { to, seq: None, qos, retain: false, identifiers, message });
+        };
+        for found in found.sessions {
+            send(found.session, shared_identifiers(found.identifiers.into_iter()));
+        }
+        for share in found.shares {
+            if let Some(to) = self.choose_qos0(share, publisher, topic) {
+                send(to.session, to.identifiers);
+            }
         }
     }
 

@@ -15,14 +15,15 @@ use crate::rows::value::{
     WillRow,
 };
 use crate::rows::{RowRead, RowStore, RowsError};
-use crate::topic::TopicFilter;
+use crate::topic::{FilterKind, TopicFilter};
 
 use super::continuations::Continuations;
 use super::delayed::Waiting;
 use super::idempotency::Idempotency;
 use super::references::References;
+use super::shares::Shares;
 use super::state::{Deadline, DeadlineKind, RetainedExpiry, RetainedTopics, Session, Sessions};
-use super::trie::Trie;
+use super::trie::{Subscriber, Trie};
 use super::{Machine, MachineError, Settings, Stream};
 
 impl AppliedRow {
@@ -62,10 +63,14 @@ impl<S: RowStore> Machine<S> {
             next_number: 0,
             pending: Vec::new(),
             withdrawn: BTreeSet::new(),
+            shares: Shares::default(),
+            share_budget: 0,
+            origin: None,
         };
         machine.load_meta()?;
         machine.load_access()?;
         machine.load_nodes()?;
+        machine.load_shares()?;
         machine.load_sessions()?;
         machine.load_continuations()?;
         machine.load_retained()?;
@@ -132,12 +137,24 @@ impl<S: RowStore> Machine<S> {
             }
             Some(())
         })?;
-        let mut trie = Trie::default();
+        let mut trie = std::mem::take(&mut self.trie);
+        let mut shares = std::mem::take(&mut self.shares);
         self.each(RowKind::Subscription, |k, row: SubscriptionRow| {
             let id = session_of(k)?;
             if let Some(session) = sessions.get_mut(id) {
                 let filter = TopicFilter::new(std::str::from_utf8(key::rest(k).get(8..)?).ok()?).ok()?;
-                trie.insert(&filter, id, row);
+                match filter.kind() {
+                    FilterKind::Shared { .. } => {
+                        let share = shares.load_member(&filter, id, row)?;
+                        session.membership().shares.insert(share);
+                    }
+                    FilterKind::Exclusive { filter } => {
+                        trie.insert(&filter, Subscriber::Exclusive(id), row);
+                    }
+                    FilterKind::Plain | FilterKind::Invalid => {
+                        trie.insert(&filter, Subscriber::Session(id), row);
+                    }
+                }
                 session.subscriptions += 1;
             }
             Some(())
@@ -159,9 +176,30 @@ impl<S: RowStore> Machine<S> {
             }
             Some(())
         })?;
+        shares.load_waiting(&mut sessions);
+        let with_shared = sessions.with_shared_rows();
         self.sessions = sessions;
         self.deadlines = deadlines;
         self.trie = trie;
+        self.shares = shares;
+        with_shared.into_iter().try_for_each(|id| self.load_shared_rows(id))
+    }
+
+    /// Which rows of a session shared groups gave.
+    fn load_shared_rows(&mut self, id: SessionId) -> Result<(), MachineError> {
+        let Some(session) = self.sessions.get(id) else { return Ok(()) };
+        let mut left = session.counters.shared;
+        let mut found = BTreeSet::new();
+        self.scan_queue(id, session.counters.head, session.counters.next_seq, &mut |row| {
+            if row.given.is_some() {
+                found.insert(row.seq);
+                left -= 1;
+            }
+            if left == 0 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        })?;
+        if let Some(session) = self.sessions.get_mut(id) {
+            session.membership().rows = found;
+        }
         Ok(())
     }
 

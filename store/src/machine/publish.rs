@@ -154,7 +154,8 @@ impl<S: RowStore> Machine<S> {
         let mut matched = false;
         let mut queued = Vec::new();
         let mut direct = Vec::new();
-        for found in self.trie.matches(&message.topic, publisher) {
+        let found = self.trie.matches(&message.topic, publisher);
+        for found in found.sessions {
             let Some(session) = self.sessions.get(found.session).filter(|s| self.lives(s)) else { continue };
             matched = true;
             let to = Addressed {
@@ -162,6 +163,7 @@ impl<S: RowStore> Machine<S> {
                 qos: found.qos.min(message.qos),
                 retain: found.retain_as_published && message.retain,
                 identifiers: shared_identifiers(found.identifiers.into_iter()),
+                given: None,
             };
             if session.row.durable && to.qos > QoS::AtMostOnce {
                 queued.push(to);
@@ -169,8 +171,10 @@ impl<S: RowStore> Machine<S> {
                 direct.push(to);
             }
         }
+        let mut plan = self.plan_shares(&found.shares, &message, &queued);
+        matched |= plan.matched;
         // Encoded only when a row needs it: most messages on most replicas go nowhere.
-        let is_kept = !queued.is_empty() || message.retain;
+        let is_kept = !queued.is_empty() || !plan.given.is_empty() || !plan.waits.is_empty() || message.retain;
         let outgoing = is_kept.then(|| Outgoing::new(message.clone())).transpose()?;
         let charge = outgoing.as_ref().map_or(0, Outgoing::charge);
         let drop_oldest = self.settings.queue_full_policy == QueueFullPolicy::DropOldest;
@@ -183,9 +187,22 @@ impl<S: RowStore> Machine<S> {
                 full.insert(to.session);
             }
         }
+        let mut full_shares = BTreeSet::new();
+        for share in &plan.waits {
+            if !self.make_share_room(*share, charge.into())? {
+                if refusal == Refusal::Possible && !drop_oldest {
+                    return Ok(None);
+                }
+                full_shares.insert(*share);
+            }
+        }
         for id in &full {
             self.count_dropped(*id, 1);
         }
+        for share in &full_shares {
+            self.count_share_dropped(*share, 1);
+        }
+        plan.waits.retain(|share| !full_shares.contains(share));
         if !full.is_empty() {
             queued.retain(|to| !full.contains(&to.session));
         }
@@ -194,9 +211,11 @@ impl<S: RowStore> Machine<S> {
             if message.retain {
                 self.retain(&message, &outgoing.row);
             }
-            self.enqueue(outgoing, &queued, fx)?;
+            queued.append(&mut plan.given);
+            self.enqueue(outgoing, &queued, &plan.waits, fx)?;
         }
-        for to in &direct {
+        self.take_turns(&plan);
+        for to in direct.iter().chain(&plan.direct) {
             self.deliver(to, None, &message, fx);
         }
         Ok(Some(matched))
@@ -237,7 +256,7 @@ impl<S: RowStore> Machine<S> {
                     self.count_dropped(to.session, 1);
                 }
             }
-            self.enqueue(&outgoing, &kept, fx)?;
+            self.enqueue(&outgoing, &kept, &[], fx)?;
         }
         for to in &direct {
             self.deliver(to, None, &message, fx);

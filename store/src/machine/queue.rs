@@ -11,10 +11,11 @@ use bytes::Bytes;
 
 use crate::command::{Ack, AckKind, SessionRef, Settle};
 use crate::effect::{Delivery, Effect, EffectSink, Outcome};
-use crate::ids::{Epoch, Incarnation, Position, QoS, QueueSeq, SessionId};
+use crate::ids::{Epoch, Incarnation, Position, QoS, QueueSeq, SessionId, ShareId};
 use crate::message::SharedMessage;
 use crate::rows::key::{self, RowKind};
-use crate::rows::value::{QueueRow, Value as _};
+use crate::rows::share::WaitingRow;
+use crate::rows::value::{Given, QueueRow, Value as _};
 use crate::rows::{RowRead as _, RowStore};
 
 use super::window::WindowRow;
@@ -46,6 +47,8 @@ pub(super) struct Addressed {
     pub(super) qos: QoS,
     pub(super) retain: bool,
     pub(super) identifiers: Arc<[u32]>,
+    /// The shared group that gives it.
+    pub(super) given: Option<Given>,
 }
 
 /// Room that is found already, for a message that is about to be queued.
@@ -69,46 +72,77 @@ impl Reserved<'_> {
 }
 
 impl<S: RowStore> Machine<S> {
-    /// Writes the message's row and one queue row for each recipient, which must have room.
+    /// Writes the message's row and one queue row for each recipient, which must have room, and each shared group in
+    /// which it waits.
     pub(super) fn enqueue(
         &mut self,
         outgoing: &Outgoing,
         recipients: &[Addressed],
+        waits: &[ShareId],
         fx: &mut dyn EffectSink,
     ) -> Result<(), MachineError> {
-        if recipients.is_empty() {
+        let count = recipients.len() + waits.len();
+        if count == 0 {
             return Ok(());
         }
-        let position = outgoing.message.position;
-        self.rows.put_new(key::of_position(RowKind::Message, position), outgoing.row.clone());
-        if recipients.len() > 1 {
-            self.references.begin(position, recipients.len());
+        let message = &outgoing.message;
+        self.rows.put_new(key::of_position(RowKind::Message, message.position), outgoing.row.clone());
+        if count > 1 {
+            self.references.begin(message.position, count);
         }
         for to in recipients {
-            let row = QueueRow {
-                qos: to.qos,
-                retain: to.retain,
-                released: false,
-                is_shared: recipients.len() > 1,
-                position,
-                charge: outgoing.charge(),
-                expires_at: outgoing.message.expires_at,
-                identifiers: to.identifiers.clone(),
-            };
-            let Some(session) = self.sessions.with_counters_mut(to.session) else { continue };
-            let counters = &mut session.counters;
-            let seq = counters.next_seq;
-            counters.next_seq = seq.next();
-            counters.rows += 1;
-            counters.bytes += u64::from(row.charge);
-            counters.expiring += u64::from(row.expires_at.is_some());
-            if let Some(window) = &mut session.window {
-                window.append(WindowRow::of(seq, &row), session.row.receive_maximum);
-            }
-            let (owner, epoch) = (session.row.owner, session.row.epoch);
-            self.rows.put_new(key::queue(to.session, seq), row.to_bytes()?);
-            self.deliver_to(owner, epoch, to, Some(seq), &outgoing.message, fx);
+            self.append_queued(to, message, outgoing.charge(), count > 1, fx)?;
         }
+        for share in waits {
+            let row = WaitingRow {
+                qos: message.qos,
+                retain: message.retain,
+                is_shared: count > 1,
+                charge: outgoing.charge(),
+                expires_at: message.expires_at,
+            };
+            self.push_waiting(*share, message.position, row)?;
+        }
+        Ok(())
+    }
+
+    /// Appends a row for a message that has its row.
+    pub(super) fn append_queued(
+        &mut self,
+        to: &Addressed,
+        message: &SharedMessage,
+        charge: u32,
+        is_shared: bool,
+        fx: &mut dyn EffectSink,
+    ) -> Result<(), MachineError> {
+        let row = QueueRow {
+            qos: to.qos,
+            retain: to.retain,
+            released: false,
+            is_shared,
+            position: message.position,
+            charge,
+            expires_at: message.expires_at,
+            given: to.given,
+            identifiers: to.identifiers.clone(),
+        };
+        let Some(session) = self.sessions.with_counters_mut(to.session) else { return Ok(()) };
+        let counters = &mut session.counters;
+        let seq = counters.next_seq;
+        counters.next_seq = seq.next();
+        counters.rows += 1;
+        counters.bytes += u64::from(row.charge);
+        counters.expiring += u64::from(row.expires_at.is_some());
+        counters.shared += u64::from(row.given.is_some());
+        if let Some(window) = &mut session.window {
+            window.append(WindowRow::of(seq, &row), session.row.receive_maximum);
+        }
+        if row.given.is_some() {
+            session.membership().rows.insert(seq);
+        }
+        let (owner, epoch) = (session.row.owner, session.row.epoch);
+        self.rows.put_new(key::queue(to.session, seq), row.to_bytes()?);
+        self.deliver_to(owner, epoch, to, Some(seq), message, fx);
         Ok(())
     }
 
@@ -157,9 +191,13 @@ impl<S: RowStore> Machine<S> {
     fn settle_one(&mut self, id: SessionId, ack: Ack) -> Result<(), MachineError> {
         let Some(row) = self.queued(id, ack.seq)? else { return Ok(()) };
         match (ack.kind, row.qos, row.released) {
+            // Also a negative answer settles, and gives the message of a shared group to nobody else [MQTT-4.8.2-6].
             (AckKind::Puback, QoS::AtLeastOnce, _)
             | (AckKind::PubrecRefused, QoS::ExactlyOnce, false)
-            | (AckKind::Pubcomp, QoS::ExactlyOnce, true) => self.remove_queued(id, &row),
+            | (AckKind::Pubcomp, QoS::ExactlyOnce, true) => {
+                self.share_budget += 1;
+                self.remove_queued(id, &row)
+            }
             (AckKind::Pubrec, QoS::ExactlyOnce, false) => self.mark_released(id, &row),
             // Repeats, and answers that do not fit the row: the session machine has dealt with the client.
             _ => Ok(()),
@@ -203,18 +241,41 @@ impl<S: RowStore> Machine<S> {
         if let Some(window) = self.sessions.get_mut(id).and_then(|s| s.window.as_mut()) {
             window.remove(row.seq);
         }
-        if let Some(counters) = self.sessions.counters_mut(id) {
-            counters.rows = counters.rows.saturating_sub(1);
-            counters.bytes = counters.bytes.saturating_sub(u64::from(row.charge));
-            counters.expiring = counters.expiring.saturating_sub(u64::from(row.expires_at.is_some()));
-            if counters.rows == 0 {
-                counters.head = counters.next_seq;
-            } else if counters.head == row.seq {
-                let from = row.seq.next();
-                let head = self.first_queued(id, from)?;
-                if let Some(counters) = self.sessions.counters_mut(id) {
-                    counters.head = head;
-                }
+        let was_head = self.sessions.get(id).is_some_and(|s| s.counters.head == row.seq);
+        self.uncount_queued(id, row);
+        if was_head {
+            self.advance_head(id, row.seq.next())?;
+        }
+        if let Some(session) = self.sessions.get(id) {
+            self.shares.note_room(id, session.membership.as_deref());
+        }
+        Ok(())
+    }
+
+    /// A row less in the counters.
+    pub(super) fn uncount_queued(&mut self, id: SessionId, row: &WindowRow) {
+        let Some(session) = self.sessions.with_counters_mut(id) else { return };
+        let counters = &mut session.counters;
+        counters.rows = counters.rows.saturating_sub(1);
+        counters.bytes = counters.bytes.saturating_sub(u64::from(row.charge));
+        counters.expiring = counters.expiring.saturating_sub(u64::from(row.expires_at.is_some()));
+        if row.given.is_some() {
+            counters.shared = counters.shared.saturating_sub(1);
+            if let Some(membership) = &mut session.membership {
+                membership.rows.remove(&row.seq);
+            }
+        }
+        if counters.rows == 0 {
+            counters.head = counters.next_seq;
+        }
+    }
+
+    /// The first row is gone, and there is none before `from`.
+    pub(super) fn advance_head(&mut self, id: SessionId, from: QueueSeq) -> Result<(), MachineError> {
+        if self.sessions.get(id).is_some_and(|s| s.counters.rows > 0) {
+            let head = self.first_queued(id, from)?;
+            if let Some(counters) = self.sessions.counters_mut(id) {
+                counters.head = head;
             }
         }
         Ok(())

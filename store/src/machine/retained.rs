@@ -130,7 +130,7 @@ impl<S: RowStore> Machine<S> {
         let topic = live.topic.as_str();
         // Every cursor's filter is subscribed to.
         let sessions: Vec<SessionId> = if live.retain {
-            self.trie.matches(&live.topic, None).into_iter().map(|found| found.session).collect()
+            self.trie.matches(&live.topic, None).sessions.into_iter().map(|found| found.session).collect()
         } else {
             reserved.queued.iter().chain(direct).map(|to| to.session).collect()
         };
@@ -224,5 +224,6 @@ fn addressed(session: SessionId, subscription: SubscriptionRow, qos: QoS) -> Add
         qos: qos.min(subscription.options.qos),
         retain: true,
         identifiers: shared_identifiers(subscription.identifier.into_iter()),
+        given: None,
     }
 }

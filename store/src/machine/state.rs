@@ -10,6 +10,7 @@ use crate::rows::value::{CountersRow, SessionRow};
 use crate::topic::{TopicFilter, TopicName};
 
 use super::room::NoRoom;
+use super::shares::Membership;
 use super::window::Window;
 
 /// What is due at a time. Ordered: at one moment a will is published before its session ends.
@@ -49,6 +50,8 @@ pub(super) struct Session {
     pub(super) gone: (QueueSeq, QueueSeq),
     /// The last search that found nothing to go.
     pub(super) no_room: Option<NoRoom>,
+    /// Its part in shared groups, if it has any.
+    pub(super) membership: Option<Box<Membership>>,
 }
 
 impl Session {
@@ -65,6 +68,7 @@ impl Session {
             cursors: BTreeMap::new(),
             gone: (QueueSeq(0), QueueSeq(0)),
             no_room: None,
+            membership: None,
         }
     }
 
@@ -171,6 +175,11 @@ impl Sessions {
         if let Some(owner) = owner {
             self.owned.entry(owner).or_default().insert(id);
         }
+    }
+
+    /// Those that have rows of shared groups.
+    pub(super) fn with_shared_rows(&self) -> Vec<SessionId> {
+        self.by_id.iter().filter(|(_, s)| s.counters.shared > 0).map(|(id, _)| *id).collect()
     }
 
     /// The first incarnation that is not `open` but still has sessions, with up to `most` of them.

@@ -28,6 +28,7 @@ impl<S: RowStore> Machine<S> {
     pub fn has_continuations(&self) -> bool {
         let now = self.applied.time;
         !self.continuations.is_empty()
+            || self.has_servable_shares()
             || self.deadlines.first().is_some_and(|d| d.at <= now)
             || self.retained_expiry.is_due(now)
             || self.waiting.is_due(now)
@@ -43,8 +44,10 @@ impl<S: RowStore> Machine<S> {
             }
             // Its window is read. The cost follows from the rows, not from what this replica has loaded.
             let rows = self.sessions.get(id).map_or(0, |s| s.counters.rows.min(u64::from(s.row.receive_maximum)));
+            // What shared groups gave it goes back to them, row by row.
+            let shared = self.sessions.get(id).map_or(0, |s| s.counters.shared);
             self.detach_orphan(id)?;
-            budget = budget.saturating_sub(1 + rows as usize / ROWS_A_STEP);
+            budget = budget.saturating_sub(1 + rows as usize / ROWS_A_STEP + shared as usize);
         }
         while budget > 0 {
             let Some(due) = self.deadlines.first().copied().filter(|d| d.at <= self.applied.time) else { break };
@@ -55,6 +58,8 @@ impl<S: RowStore> Machine<S> {
                 DeadlineKind::Expiry => {
                     let outlived_its_connection = self.sessions.get(due.session).is_some_and(|s| s.row.expiry_s > 0);
                     self.expired += u64::from(outlived_its_connection);
+                    let shares = self.sessions.get(due.session).and_then(|s| s.membership.as_ref());
+                    budget = budget.saturating_sub(shares.map_or(0, |membership| membership.shares.len()));
                     self.end_session(due.session, fx)?;
                 }
             }

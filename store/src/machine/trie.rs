@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use crate::ids::{QoS, SessionId};
+use crate::ids::{QoS, SessionId, ShareId};
 use crate::rows::value::SubscriptionRow;
 use crate::topic::{TopicFilter, TopicName};
 
@@ -13,14 +13,32 @@ use crate::topic::{TopicFilter, TopicName};
 type NodeIndex = usize;
 const ROOT: NodeIndex = 0;
 
+/// Who subscribes: a session has `a`, `$exclusive/a` and a part in `$share/g/a` side by side.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Subscriber {
+    /// A session.
+    Session(SessionId),
+    /// A session, to the exclusion of others.
+    Exclusive(SessionId),
+    /// A shared group.
+    Share(ShareId),
+}
+
+impl Subscriber {
+    /// Whether it is a session's own, not a group's.
+    fn is_one_session(self) -> bool {
+        !matches!(self, Self::Share(_))
+    }
+}
+
 #[derive(Debug, Default)]
 struct TrieNode {
     children: HashMap<Box<str>, NodeIndex>,
     plus: Option<NodeIndex>,
     /// Subscriptions whose filter ends here.
-    here: BTreeMap<SessionId, SubscriptionRow>,
+    here: BTreeMap<Subscriber, SubscriptionRow>,
     /// Subscriptions whose filter ends here with `#`.
-    below: BTreeMap<SessionId, SubscriptionRow>,
+    below: BTreeMap<Subscriber, SubscriptionRow>,
 }
 
 impl TrieNode {
@@ -53,6 +71,15 @@ pub(super) struct Match {
     pub(super) retain_as_published: bool,
     /// Their Subscription Identifiers [MQTT-3.3.4-4].
     pub(super) identifiers: Vec<u32>,
+}
+
+/// Who gets a message.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Matches {
+    /// In order.
+    pub(super) sessions: Vec<Match>,
+    /// Groups of which one member gets it, in order.
+    pub(super) shares: Vec<ShareId>,
 }
 
 impl Trie {
@@ -89,7 +116,7 @@ impl Trie {
     }
 
     /// Adds or replaces; true when it was not there.
-    pub(super) fn insert(&mut self, filter: &TopicFilter, session: SessionId, row: SubscriptionRow) -> bool {
+    pub(super) fn insert(&mut self, filter: &TopicFilter, who: Subscriber, row: SubscriptionRow) -> bool {
         let mut at = ROOT;
         let mut is_hash = false;
         for level in filter.levels() {
@@ -101,13 +128,13 @@ impl Trie {
         }
         let Some(node) = self.nodes.get_mut(at) else { return false };
         let set = if is_hash { &mut node.below } else { &mut node.here };
-        let is_new = set.insert(session, row).is_none();
-        self.subscriptions += usize::from(is_new);
+        let is_new = set.insert(who, row).is_none();
+        self.subscriptions += usize::from(is_new && who.is_one_session());
         is_new
     }
 
     /// Whether it is there.
-    pub(super) fn contains(&self, filter: &TopicFilter, session: SessionId) -> bool {
+    pub(super) fn contains(&self, filter: &TopicFilter, who: Subscriber) -> bool {
         let mut at = ROOT;
         let mut is_hash = false;
         for level in filter.levels() {
@@ -119,11 +146,11 @@ impl Trie {
                 return false;
             }
         }
-        self.node(at).is_some_and(|node| if is_hash { &node.below } else { &node.here }.contains_key(&session))
+        self.node(at).is_some_and(|node| if is_hash { &node.below } else { &node.here }.contains_key(&who))
     }
 
     /// Removes; true when it was there.
-    pub(super) fn remove(&mut self, filter: &TopicFilter, session: SessionId) -> bool {
+    pub(super) fn remove(&mut self, filter: &TopicFilter, who: Subscriber) -> bool {
         let mut path = vec![(ROOT, "")];
         let mut at = ROOT;
         let mut is_hash = false;
@@ -138,8 +165,8 @@ impl Trie {
         }
         let Some(node) = self.nodes.get_mut(at) else { return false };
         let set = if is_hash { &mut node.below } else { &mut node.here };
-        let removed = set.remove(&session).is_some();
-        self.subscriptions -= usize::from(removed);
+        let removed = set.remove(&who).is_some();
+        self.subscriptions -= usize::from(removed && who.is_one_session());
         // Nodes that hold nothing go, so that the trie does not grow with what was once subscribed.
         while let Some((index, level)) = path.pop() {
             let Some(&(parent, _)) = path.last() else { break };
@@ -161,22 +188,31 @@ impl Trie {
         removed
     }
 
-    /// All sessions with a subscription that matches `topic`, in order of session. Subscriptions of
-    /// `publisher` with No Local do not count [MQTT-3.8.3-3].
-    pub(super) fn matches(&self, topic: &TopicName, publisher: Option<SessionId>) -> Vec<Match> {
+    /// All sessions and groups with a subscription that matches `topic`. Subscriptions of `publisher` with No Local
+    /// do not count [MQTT-3.8.3-3].
+    pub(super) fn matches(&self, topic: &TopicName, publisher: Option<SessionId>) -> Matches {
         let mut found: Vec<(SessionId, SubscriptionRow)> = Vec::new();
+        let mut shares = Vec::new();
         let mut at = vec![ROOT];
         let mut next = Vec::new();
-        let take = |set: &BTreeMap<SessionId, SubscriptionRow>, found: &mut Vec<_>| {
-            found.extend(
-                set.iter().filter(|(s, r)| !(r.options.no_local && publisher == Some(**s))).map(|(s, r)| (*s, *r)),
-            );
+        let mut take = |set: &BTreeMap<Subscriber, SubscriptionRow>| {
+            for (who, row) in set {
+                match who {
+                    Subscriber::Session(s) | Subscriber::Exclusive(s)
+                        if !(row.options.no_local && publisher == Some(*s)) =>
+                    {
+                        found.push((*s, *row));
+                    }
+                    Subscriber::Session(_) | Subscriber::Exclusive(_) => {}
+                    Subscriber::Share(share) => shares.push(*share),
+                }
+            }
         };
         for (depth, level) in topic.levels().enumerate() {
             let wildcards = depth > 0 || !topic.is_dollar();
             for node in at.drain(..).filter_map(|i| self.node(i)) {
                 if wildcards {
-                    take(&node.below, &mut found);
+                    take(&node.below);
                     next.extend(node.plus);
                 }
                 next.extend(node.children.get(level).copied());
@@ -184,20 +220,21 @@ impl Trie {
             std::mem::swap(&mut at, &mut next);
         }
         for node in at.into_iter().filter_map(|i| self.node(i)) {
-            take(&node.here, &mut found);
+            take(&node.here);
             // `a/#` matches `a` itself.
-            take(&node.below, &mut found);
+            take(&node.below);
         }
+        shares.sort_unstable();
         found.sort_by_key(|(session, row)| (*session, row.identifier));
-        let mut matches: Vec<Match> = Vec::with_capacity(found.len());
+        let mut sessions: Vec<Match> = Vec::with_capacity(found.len());
         for (session, row) in found {
-            match matches.last_mut().filter(|m| m.session == session) {
+            match sessions.last_mut().filter(|m| m.session == session) {
                 Some(m) => {
                     m.qos = m.qos.max(row.options.qos);
                     m.retain_as_published |= row.options.retain_as_published;
                     m.identifiers.extend(row.identifier);
                 }
-                None => matches.push(Match {
+                None => sessions.push(Match {
                     session,
                     qos: row.options.qos,
                     retain_as_published: row.options.retain_as_published,
@@ -205,7 +242,7 @@ impl Trie {
                 }),
             }
         }
-        matches
+        Matches { sessions, shares }
     }
 }
 
@@ -222,8 +259,12 @@ mod tests {
         SubscriptionRow { identifier: None, options }
     }
 
-    fn session(n: u64) -> SessionId {
+    fn id(n: u64) -> SessionId {
         SessionId(Position::new(n, 0))
+    }
+
+    fn session(n: u64) -> Subscriber {
+        Subscriber::Session(id(n))
     }
 
     #[test]
@@ -233,7 +274,7 @@ mod tests {
         with_id.identifier = Some(9);
         t.insert(&TopicFilter::new("a/#").unwrap(), session(1), with_id);
         t.insert(&TopicFilter::new("a/+").unwrap(), session(1), row(QoS::ExactlyOnce));
-        let m = t.matches(&TopicName::new("a/b").unwrap(), None);
+        let m = t.matches(&TopicName::new("a/b").unwrap(), None).sessions;
         assert_eq!(m.len(), 1);
         assert_eq!((m[0].qos, m[0].identifiers.as_slice()), (QoS::ExactlyOnce, &[9][..]));
     }
@@ -245,8 +286,22 @@ mod tests {
         r.options.no_local = true;
         t.insert(&TopicFilter::new("a").unwrap(), session(1), r);
         t.insert(&TopicFilter::new("a").unwrap(), session(2), r);
-        let m = t.matches(&TopicName::new("a").unwrap(), Some(session(1)));
-        assert_eq!(m.iter().map(|m| m.session).collect::<Vec<_>>(), [session(2)]);
+        let m = t.matches(&TopicName::new("a").unwrap(), Some(id(1))).sessions;
+        assert_eq!(m.iter().map(|m| m.session).collect::<Vec<_>>(), [id(2)]);
+    }
+
+    #[test]
+    fn a_session_a_group_and_an_exclusive_subscription_of_one_filter_stand_side_by_side() {
+        let mut t = Trie::default();
+        let a = TopicFilter::new("a/+").unwrap();
+        let share = ShareId(Position::new(1, 0));
+        for who in [session(1), Subscriber::Exclusive(id(1)), Subscriber::Share(share)] {
+            assert!(t.insert(&a, who, row(QoS::AtLeastOnce)));
+        }
+        let found = t.matches(&TopicName::new("a/b").unwrap(), None);
+        assert_eq!((found.sessions.len(), found.shares), (1, vec![share]));
+        assert!(t.remove(&a, session(1)));
+        assert!(t.contains(&a, Subscriber::Exclusive(id(1))) && t.contains(&a, Subscriber::Share(share)));
     }
 
     fn filter() -> impl Strategy<Value = TopicFilter> {
@@ -276,10 +331,10 @@ mod tests {
                 }
             }
             for topic in &topics {
-                let mut want: Vec<_> = scan.iter().filter(|(_, f)| f.matches(topic)).map(|((_, s), _)| session(*s)).collect();
+                let mut want: Vec<_> = scan.iter().filter(|(_, f)| f.matches(topic)).map(|((_, s), _)| id(*s)).collect();
                 want.sort();
                 want.dedup();
-                let got: Vec<_> = trie.matches(topic, None).into_iter().map(|m| m.session).collect();
+                let got: Vec<_> = trie.matches(topic, None).sessions.into_iter().map(|m| m.session).collect();
                 prop_assert_eq!(got, want);
             }
             for (k, f) in scan {

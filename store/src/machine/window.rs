@@ -1,4 +1,4 @@
-//! The window of a connected, durable session: the first Receive Maximum unsettled rows of its queue, with
+//! The window of a connected session that has rows: the first Receive Maximum unsettled rows of its queue, with
 //! a span under 65,535 so that no two share a packet identifier.
 //!
 //! It is a pure function of the rows and the Receive Maximum; what is held here is a copy of the front of
@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use crate::ids::{ClusterTime, Position, QoS, QueueSeq};
 use crate::rows::RowsError;
 use crate::rows::key;
-use crate::rows::value::{QueueRow, no_identifiers};
+use crate::rows::value::{Given, QueueRow, no_identifiers};
 
 /// Rows read from the database at once when the copy runs short.
 pub(super) const LOAD_ROWS: usize = 256;
@@ -29,6 +29,8 @@ pub(super) struct WindowRow {
     /// It has Subscription Identifiers, which are not held here.
     pub(super) is_identified: bool,
     pub(super) expires_at: Option<ClusterTime>,
+    /// The shared group that gave it.
+    pub(super) given: Option<Given>,
 }
 
 impl WindowRow {
@@ -43,6 +45,7 @@ impl WindowRow {
             is_shared: row.is_shared,
             is_identified: !row.identifiers.is_empty(),
             expires_at: row.expires_at,
+            given: row.given,
         }
     }
 
@@ -64,6 +67,7 @@ impl WindowRow {
             position: self.position,
             charge: self.charge,
             expires_at: self.expires_at,
+            given: self.given,
             identifiers: no_identifiers(),
         })
     }
@@ -161,6 +165,7 @@ mod tests {
             is_shared: false,
             is_identified: false,
             expires_at: None,
+            given: None,
         }
     }
 

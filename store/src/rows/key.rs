@@ -21,11 +21,15 @@
 //! | 13 setting | ordinal u8 | [`crate::command::Setting`] |
 //! | 14 continuation | position u64 | `ContinuationRow` |
 //! | 15 continuation mark | continuation u64, topic UTF-8 | empty: this topic's retained value is delivered |
+//! | 16 shared group | share u64 | `ShareRow` |
+//! | 17 group queue | share u64, position u64 | `WaitingRow` |
 //! | 18 idempotency key | user: u32 (0 anonymous, else its length + 1) and UTF-8; key UTF-8 | `IdempotencyRow` |
 //! | 19 idempotency order | position u64 | `IdempotencyOrderRow` |
 //! | 20 delayed | due u64, position u64 of the PUBLISH | `DelayedRow` |
+//! | 21 exclusive | filter UTF-8, without `$exclusive/` | session u64 that holds it |
 //! | 22 user | name UTF-8 | [`crate::access::User`] |
 //! | 23 ACL rule | number u32 | [`crate::access::AclRule`] |
+//! | 24 share strategy | filter UTF-8, `$share/name/filter` | `ShareStrategyRow` |
 //!
 //! Ordinals are on disk: kept for ever, only appended.
 
@@ -33,7 +37,7 @@ use std::borrow::Borrow;
 use std::cmp::Ordering;
 use std::fmt;
 
-use crate::ids::{ClusterTime, GroupId, Incarnation, NodeId, PacketId, Position, QueueSeq, SessionId};
+use crate::ids::{ClusterTime, GroupId, Incarnation, NodeId, PacketId, Position, QueueSeq, SessionId, ShareId};
 
 /// What a row is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -69,16 +73,24 @@ pub enum RowKind {
     Continuation = 14,
     /// Progress of such work, topic by topic.
     ContinuationMark = 15,
+    /// A group of a shared subscription.
+    Share = 16,
+    /// A message that waits for a member of such a group with room.
+    ShareQueue = 17,
     /// An idempotency key, by user.
     Idempotency = 18,
     /// Idempotency keys in the order in which they came.
     IdempotencyOrder = 19,
     /// A delayed publish.
     Delayed = 20,
+    /// Which session holds an exclusive subscription.
+    Exclusive = 21,
     /// A user.
     User = 22,
     /// An ACL rule.
     AclRule = 23,
+    /// How members of a shared group are chosen.
+    ShareStrategy = 24,
 }
 
 /// The rows of kind meta.
@@ -231,7 +243,7 @@ pub fn queue(session: SessionId, seq: QueueSeq) -> Key {
     of_session(RowKind::Queue, session).and(&seq.0.to_be_bytes())
 }
 
-/// Kinds 6, 7, 14, 15, 19: named by a position.
+/// Kinds 6, 7, 14, 15, 16, 17, 19: named by a position; for 15 and 17 this is the prefix of all its rows.
 #[must_use]
 pub fn of_position(kind: RowKind, position: Position) -> Key {
     Key::with(kind, &position.as_u64().to_be_bytes())
@@ -302,6 +314,24 @@ pub fn user(name: &str) -> Key {
 #[must_use]
 pub fn acl_rule(number: u32) -> Key {
     Key::with(RowKind::AclRule, &number.to_be_bytes())
+}
+
+/// Kind 17.
+#[must_use]
+pub fn share_queue(share: ShareId, position: Position) -> Key {
+    of_position(RowKind::ShareQueue, share.0).and(&position.as_u64().to_be_bytes())
+}
+
+/// Kind 21.
+#[must_use]
+pub fn exclusive(filter: &str) -> Key {
+    Key::with(RowKind::Exclusive, filter.as_bytes())
+}
+
+/// Kind 24.
+#[must_use]
+pub fn share_strategy(filter: &str) -> Key {
+    Key::with(RowKind::ShareStrategy, filter.as_bytes())
 }
 
 /// What follows group and kind.

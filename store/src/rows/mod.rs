@@ -16,6 +16,7 @@ pub mod mem;
 pub(crate) mod overlay;
 pub mod page;
 pub mod rocks;
+pub mod share;
 pub mod value;
 
 pub use mem::MemRows;

@@ -4,13 +4,18 @@
 //! writes are fixed little-endian fields behind one version byte, because an envelope would be half of them:
 //!
 //! ```text
-//! QueueRow     version u8 = 1 | flags u8 | position u64 | charge u32 | [expires_at u64] | Subscription Identifiers u32 ...
+//! QueueRow     version u8 = 1 | flags u8 | position u64 | charge u32 | [expires_at u64] | [share u64 | message u8]
+//!              | Subscription Identifiers u32 ...
 //!              flags: bits 0-1 QoS, 2 RETAIN, 3 released, 4 the message has other rows (a references row),
-//!              5 the message expires, and expires_at is there
+//!              5 the message expires, and expires_at is there, 6 it was given by a shared group: share is there, and
+//!              of the message bits 0-1 QoS, 2 RETAIN
 //! CountersRow  version u8 = 1 | next_seq u64 | head u64 | rows u64 | bytes u64 | dropped u64 | expiring u64
+//!              | [shared u64 | turn u64], when one of them is not 0
 //! IdempotencyRow       version u8 = 1 | position u64 | came u64
 //! IdempotencyOrderRow  version u8 = 1 | came u64 | user and key as in the key of kind 18
 //! ```
+//!
+//! Rows of shared groups are in [`super::share`].
 
 use std::sync::{Arc, LazyLock};
 
@@ -20,12 +25,12 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::{RowsError, key};
 use crate::access::{AclRule, User};
 use crate::codec::{self, Enveloped, Kind, Payload, PayloadSource};
-use crate::command::{NodeInfo, Setting, SubscribeOptions, Will};
-use crate::ids::{ClusterTime, Epoch, Incarnation, Position, QoS, QueueSeq, SessionId};
+use crate::command::{NodeInfo, Setting, ShareStrategy, SubscribeOptions, Will};
+use crate::ids::{ClusterTime, Epoch, Incarnation, Position, QoS, QueueSeq, SessionId, ShareId};
 use crate::message::Message;
 
 /// Version byte of the fixed rows.
-const FIXED_VERSION: u8 = 1;
+pub(super) const FIXED_VERSION: u8 = 1;
 
 /// Row format that this build writes and reads.
 pub const FORMAT_VERSION: u32 = 1;
@@ -58,7 +63,17 @@ macro_rules! plain_rows {
         }
     )*};
 }
-plain_rows!(AppliedRow, SessionRow, SubscriptionRow, NodeRow, SettingRow, ContinuationRow, User, AclRule);
+plain_rows!(
+    AppliedRow,
+    SessionRow,
+    SubscriptionRow,
+    NodeRow,
+    SettingRow,
+    ContinuationRow,
+    User,
+    AclRule,
+    ShareStrategyRow
+);
 
 impl Enveloped for Message {
     const KIND: Kind = Kind::Message;
@@ -148,6 +163,19 @@ pub struct SubscriptionRow {
     pub options: SubscribeOptions,
 }
 
+impl SubscriptionRow {
+    /// Stands in the trie for a shared group, whose members have options of their own.
+    pub(crate) const OF_A_SHARE: Self = Self {
+        identifier: None,
+        options: SubscribeOptions {
+            qos: QoS::ExactlyOnce,
+            no_local: false,
+            retain_as_published: false,
+            retain_handling: 0,
+        },
+    };
+}
+
 /// A node.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct NodeRow {
@@ -168,6 +196,10 @@ pub struct NodeRow {
 /// A setting.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct SettingRow(pub Setting);
+
+/// How the members of a shared group are chosen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
+pub struct ShareStrategyRow(pub ShareStrategy);
 
 /// Work that later entries go on with.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
@@ -192,6 +224,11 @@ pub enum ContinuationRow {
     },
     /// The marks of a cursor that has ended are removed.
     Marks,
+    /// The messages that waited in a shared group that is gone are removed.
+    ShareSweep {
+        /// Which.
+        share: ShareId,
+    },
 }
 
 /// A message in a session's queue.
@@ -211,20 +248,40 @@ pub struct QueueRow {
     pub charge: u32,
     /// The message's, so that room is made without reading messages.
     pub expires_at: Option<ClusterTime>,
+    /// The shared group that gave it.
+    pub given: Option<Given>,
     /// Subscription Identifiers.
     pub identifiers: Arc<[u32]>,
+}
+
+/// Where a row of a shared group comes from, and what the message is for whoever gets it next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Given {
+    /// The group.
+    pub share: ShareId,
+    /// QoS of the message.
+    pub qos: QoS,
+    /// RETAIN of the message.
+    pub retain: bool,
+}
+
+impl Given {
+    fn message_flags(self) -> u8 {
+        self.qos as u8 | if self.retain { FLAG_RETAIN } else { 0 }
+    }
 }
 
 /// Bytes of a queue row without expiry and Subscription Identifiers.
 const QUEUE_ROW_LEN: usize = 14;
 /// Where its flags stand.
 const QUEUE_FLAGS_AT: usize = 1;
-const FLAG_RETAIN: u8 = 1 << 2;
+pub(super) const FLAG_RETAIN: u8 = 1 << 2;
 const FLAG_RELEASED: u8 = 1 << 3;
-const FLAG_SHARED: u8 = 1 << 4;
-const FLAG_EXPIRES: u8 = 1 << 5;
+pub(super) const FLAG_SHARED: u8 = 1 << 4;
+pub(super) const FLAG_EXPIRES: u8 = 1 << 5;
+const FLAG_GIVEN: u8 = 1 << 6;
 /// Bits of the flags that this build knows, QoS among them.
-const FLAGS_KNOWN: u8 = 3 | FLAG_RETAIN | FLAG_RELEASED | FLAG_SHARED | FLAG_EXPIRES;
+const FLAGS_KNOWN: u8 = 3 | FLAG_RETAIN | FLAG_RELEASED | FLAG_SHARED | FLAG_EXPIRES | FLAG_GIVEN;
 
 impl QueueRow {
     /// Decodes a row and leaves its Subscription Identifiers where they are.
@@ -243,6 +300,15 @@ impl QueueRow {
             let (at, rest) = rest.split_first_chunk().ok_or("a queue row ends within its expiry")?;
             (Some(ClusterTime(u64::from_le_bytes(*at))), rest)
         };
+        let (given, rest) = if flags & FLAG_GIVEN == 0 {
+            (None, rest)
+        } else {
+            let (share, rest) = rest.split_first_chunk().ok_or("a queue row ends within its shared group")?;
+            let (message, rest) = rest.split_first().ok_or("a queue row ends within its shared group")?;
+            let qos = QoS::from_u8(message & 3).filter(|_| message & !(3 | FLAG_RETAIN) == 0).ok_or("unknown flags")?;
+            let share = ShareId(Position::from_u64(u64::from_le_bytes(*share)));
+            (Some(Given { share, qos, retain: message & FLAG_RETAIN != 0 }), rest)
+        };
         let (identifiers, []) = rest.as_chunks::<4>() else {
             return Err("a queue row ends within a Subscription Identifier".into());
         };
@@ -254,6 +320,7 @@ impl QueueRow {
             position: Position::from_u64(u64::from_le_bytes([p0, p1, p2, p3, p4, p5, p6, p7])),
             charge: u32::from_le_bytes([c0, c1, c2, c3]),
             expires_at,
+            given,
             identifiers: no_identifiers(),
         };
         Ok((row, identifiers))
@@ -289,7 +356,7 @@ pub(crate) fn shared_identifiers(identifiers: impl ExactSizeIterator<Item = u32>
 
 impl Value for QueueRow {
     fn to_bytes(&self) -> Result<Bytes, codec::CodecError> {
-        let mut out = BytesMut::with_capacity(QUEUE_ROW_LEN + 8 + 4 * self.identifiers.len());
+        let mut out = BytesMut::with_capacity(QUEUE_ROW_LEN + 17 + 4 * self.identifiers.len());
         let flag = |is_set, flag| if is_set { flag } else { 0 };
         out.put_u8(FIXED_VERSION);
         out.put_u8(
@@ -297,12 +364,17 @@ impl Value for QueueRow {
                 | flag(self.retain, FLAG_RETAIN)
                 | flag(self.released, FLAG_RELEASED)
                 | flag(self.is_shared, FLAG_SHARED)
-                | flag(self.expires_at.is_some(), FLAG_EXPIRES),
+                | flag(self.expires_at.is_some(), FLAG_EXPIRES)
+                | flag(self.given.is_some(), FLAG_GIVEN),
         );
         out.put_u64_le(self.position.as_u64());
         out.put_u32_le(self.charge);
         if let Some(at) = self.expires_at {
             out.put_u64_le(at.0);
+        }
+        if let Some(given) = self.given {
+            out.put_u64_le(given.share.0.as_u64());
+            out.put_u8(given.message_flags());
         }
         for identifier in self.identifiers.iter() {
             out.put_u32_le(*identifier);
@@ -316,7 +388,7 @@ impl Value for QueueRow {
 }
 
 /// Counters of a session's queue; written once a run, not once a message.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct CountersRow {
     /// Number of the next row.
     pub next_seq: QueueSeq,
@@ -330,14 +402,37 @@ pub struct CountersRow {
     pub dropped: u64,
     /// Unsettled rows whose message expires: without any, no room can be made under the policy `reject`.
     pub expiring: u64,
+    /// Unsettled rows that shared groups gave.
+    pub shared: u64,
+    /// The shared group that was served last when this session had room for what waits.
+    pub turn: ShareId,
+}
+
+impl Default for CountersRow {
+    fn default() -> Self {
+        Self {
+            next_seq: QueueSeq(0),
+            head: QueueSeq(0),
+            rows: 0,
+            bytes: 0,
+            dropped: 0,
+            expiring: 0,
+            shared: 0,
+            turn: ShareId(Position::ZERO),
+        }
+    }
 }
 
 impl Value for CountersRow {
     fn to_bytes(&self) -> Result<Bytes, codec::CodecError> {
-        let mut out = BytesMut::with_capacity(49);
+        let mut out = BytesMut::with_capacity(65);
         out.put_u8(FIXED_VERSION);
         for n in [self.next_seq.0, self.head.0, self.rows, self.bytes, self.dropped, self.expiring] {
             out.put_u64_le(n);
+        }
+        if self.shared > 0 || self.turn.0 > Position::ZERO {
+            out.put_u64_le(self.shared);
+            out.put_u64_le(self.turn.0.as_u64());
         }
         Ok(out.freeze())
     }
@@ -349,10 +444,12 @@ impl Value for CountersRow {
         let (fields, []) = fields.as_chunks::<8>() else {
             return Err("counters end within a number".into());
         };
-        let [next_seq, head, rows, bytes, dropped, expiring] = *fields else {
-            return Err("counters are six numbers".into());
-        };
         let n = u64::from_le_bytes;
+        let ([next_seq, head, rows, bytes, dropped, expiring], shared, turn) = match *fields {
+            [a, b, c, d, e, f] => ([a, b, c, d, e, f], 0, 0),
+            [a, b, c, d, e, f, shared, turn] => ([a, b, c, d, e, f], n(shared), n(turn)),
+            _ => return Err("counters are six or eight numbers".into()),
+        };
         Ok(Self {
             next_seq: QueueSeq(n(next_seq)),
             head: QueueSeq(n(head)),
@@ -360,6 +457,8 @@ impl Value for CountersRow {
             bytes: n(bytes),
             dropped: n(dropped),
             expiring: n(expiring),
+            shared,
+            turn: ShareId(Position::from_u64(turn)),
         })
     }
 }
@@ -443,8 +542,14 @@ mod tests {
 
     #[test]
     fn fixed_rows_come_back_as_they_were() {
-        for (expires_at, identifiers) in [(None, vec![]), (Some(ClusterTime(9)), vec![]), (None, vec![1, 268_435_455])]
-        {
+        let given = Some(Given { share: ShareId(Position::new(5, 6)), qos: QoS::ExactlyOnce, retain: true });
+        for (expires_at, given, identifiers) in [
+            (None, None, vec![]),
+            (Some(ClusterTime(9)), None, vec![]),
+            (None, None, vec![1, 268_435_455]),
+            (None, given, vec![]),
+            (Some(ClusterTime(9)), given, vec![1, 2]),
+        ] {
             let row = QueueRow {
                 qos: QoS::ExactlyOnce,
                 retain: true,
@@ -453,6 +558,7 @@ mod tests {
                 position: Position::new(7, 9),
                 charge: 300,
                 expires_at,
+                given,
                 identifiers: identifiers.into(),
             };
             let bytes = row.to_bytes().unwrap();
@@ -460,9 +566,19 @@ mod tests {
             let released = QueueRow { released: true, ..row };
             assert_eq!(QueueRow::released(&bytes), released.to_bytes().unwrap());
         }
-        let counters =
-            CountersRow { next_seq: QueueSeq(9), head: QueueSeq(3), rows: 5, bytes: 1000, dropped: 2, expiring: 1 };
-        assert_eq!(CountersRow::from_bytes(&counters.to_bytes().unwrap()).unwrap(), counters);
+        let counters = CountersRow {
+            next_seq: QueueSeq(9),
+            head: QueueSeq(3),
+            rows: 5,
+            bytes: 1000,
+            dropped: 2,
+            expiring: 1,
+            ..CountersRow::default()
+        };
+        let shared = CountersRow { shared: 3, turn: ShareId(Position::new(5, 6)), ..counters };
+        for counters in [counters, shared, CountersRow { shared: 0, ..shared }] {
+            assert_eq!(CountersRow::from_bytes(&counters.to_bytes().unwrap()).unwrap(), counters);
+        }
     }
 
     #[test]
@@ -472,7 +588,7 @@ mod tests {
         assert!(QueueRow::from_bytes(&Bytes::from_static(&[1; 15])).is_err());
         assert!(QueueRow::from_bytes(&Bytes::from_static(&[2; 14])).is_err());
         assert!(QueueRow::from_bytes(&Bytes::from_static(&[1, 0x21, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])).is_err());
-        assert!(QueueRow::from_bytes(&Bytes::from_static(&[1, 0x41, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])).is_err());
+        assert!(QueueRow::from_bytes(&Bytes::from_static(&[1, 0x81, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])).is_err());
         assert!(CountersRow::from_bytes(&Bytes::from_static(&[1; 41])).is_err());
         assert!(NumberRow::from_bytes(&Bytes::from_static(&[1; 7])).is_err());
     }

@@ -12,4 +12,5 @@ mod retained;
 mod room;
 mod sessions;
 mod settings;
+mod shared;
 mod wills;

@@ -73,6 +73,7 @@ pub(crate) fn reopened(machine: &Machine<MemRows>) -> Machine<MemRows> {
     assert_eq!(again.applied(), applied);
     assert_eq!(again.digest().unwrap(), digest);
     assert_eq!(again.sessions(), machine.sessions());
+    assert_eq!(again.shares(), machine.shares());
     assert_eq!(again.nodes(), machine.nodes());
     assert_eq!(again.settings(), machine.settings());
     assert_eq!(again.delayed(), machine.delayed());
