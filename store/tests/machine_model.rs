@@ -160,6 +160,11 @@ fn random_histories_reach_what_they_are_for() {
         "sent without a row",
         "sent from a row",
         "ignored",
+        "given by a group",
+        "given by a group at QoS 0",
+        "waits in a group",
+        "returned to a group",
+        "exclusive refused",
     ] {
         let times = reached.get(place).copied().unwrap_or(0);
         assert!(times >= 20, "{place}: {times} times in 300 histories");

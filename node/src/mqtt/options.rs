@@ -4,9 +4,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use super::listen::ListenerOptions;
 use quorate_store::ids::QoS;
 use quorate_store::topic::TOPIC_LEVELS_MAX;
-use super::listen::ListenerOptions;
 
 /// Packets of one connection that are handled before another gets its turn.
 pub(crate) const PACKETS_PER_TURN_MAX: usize = 256;

@@ -73,7 +73,7 @@ impl Reason {
     pub const SERVER_MOVED: Self = Self(0x9D);
     /// Too many new connections in this second.
     pub const CONNECTION_RATE_EXCEEDED: Self = Self(0x9F);
-    /// Shared subscriptions are not offered.
+    /// Shared subscriptions are switched off.
     pub const SHARED_SUBSCRIPTIONS_NOT_SUPPORTED: Self = Self(0x9E);
     /// Subscription Identifiers are not offered.
     pub const SUBSCRIPTION_IDENTIFIERS_NOT_SUPPORTED: Self = Self(0xA1);

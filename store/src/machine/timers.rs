@@ -39,15 +39,18 @@ impl<S: RowStore> Machine<S> {
     pub(super) fn advance_timers(&mut self, fx: &mut dyn EffectSink) -> Result<(), MachineError> {
         let mut budget = STEP_ROWS;
         for id in self.sessions.orphans(|i| self.streams.contains_key(&i), budget) {
-            if budget == 0 {
+            // Its window is read, and what shared groups gave it goes back to them, row by row. The cost follows from
+            // the rows, not from what this replica has loaded.
+            let cost = self.sessions.get(id).map_or(1, |s| {
+                let window = s.counters.rows.min(u64::from(s.row.receive_maximum)) as usize;
+                1 + window / ROWS_A_STEP + s.counters.shared as usize
+            });
+            // The first of an entry is detached whatever it costs.
+            if cost > budget && budget < STEP_ROWS {
                 break;
             }
-            // Its window is read. The cost follows from the rows, not from what this replica has loaded.
-            let rows = self.sessions.get(id).map_or(0, |s| s.counters.rows.min(u64::from(s.row.receive_maximum)));
-            // What shared groups gave it goes back to them, row by row.
-            let shared = self.sessions.get(id).map_or(0, |s| s.counters.shared);
             self.detach_orphan(id)?;
-            budget = budget.saturating_sub(1 + rows as usize / ROWS_A_STEP + shared as usize);
+            budget = budget.saturating_sub(cost);
         }
         while budget > 0 {
             let Some(due) = self.deadlines.first().copied().filter(|d| d.at <= self.applied.time) else { break };

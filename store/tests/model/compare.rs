@@ -11,6 +11,7 @@ use quorate_store::effect::{Connected, Delivery, Effect, Outcome};
 use quorate_store::ids::{Incarnation, QoS, SessionId};
 use quorate_store::rows::QueuedRow;
 
+use super::shares::Seen;
 use super::state::{Row, Session};
 use super::{Answer, Expected, Model, Sent, Want, WantConnected};
 
@@ -85,15 +86,20 @@ impl Model {
         expected: &Expected,
         effects: &[Effect],
         queue: &mut dyn FnMut(SessionId) -> Vec<QueuedRow>,
+        seen: &Seen,
     ) -> Verdict {
         check_answer(&expected.answer, effects)?;
         self.check_kicks(expected, effects)?;
         check_withdrawn(expected, effects)?;
+        let new = self.find_new_rows(seen, queue)?;
         let mut moved = BTreeMap::new();
         for session in self.sessions.values_mut() {
-            moved.insert(session.id, session.check_queue(queue(session.id))?);
+            let mut rows = queue(session.id);
+            rows.retain(|row| !new.iter().any(|new| new.is(session.id, row.seq.0)));
+            moved.insert(session.id, session.check_queue(rows)?);
         }
-        self.check_deliveries(&expected.sent, &moved, effects)
+        let of_shares = self.check_deliveries(&expected.sent, &moved, effects)?;
+        self.check_shares(seen, new, &of_shares, effects)
     }
 
     fn check_kicks(&self, expected: &Expected, effects: &[Effect]) -> Verdict {
@@ -115,12 +121,14 @@ impl Model {
         Ok(())
     }
 
-    fn check_deliveries(
+    /// Compares what single sessions were sent; returns what else was.
+    fn check_deliveries<'a>(
         &self,
         expected: &[Sent],
         moved: &BTreeMap<SessionId, BTreeMap<u64, u64>>,
-        effects: &[Effect],
-    ) -> Verdict {
+        effects: &'a [Effect],
+    ) -> Result<Vec<&'a Delivery>, String> {
+        let mut others = Vec::new();
         let mut got: BTreeMap<(SessionId, u64), Vec<&Delivery>> = BTreeMap::new();
         for effect in effects {
             if let Effect::Deliver { owner, delivery } = effect {
@@ -139,9 +147,10 @@ impl Model {
             let got = got.remove(&connection).unwrap_or_default();
             let want = want.remove(&connection).unwrap_or_default();
             let moved = moved.get(&connection.0);
-            check_connection(&want, &got, moved).map_err(|e| format!("deliveries to session {}: {e}", connection.0))?;
+            let more = check_connection(&want, &got, moved);
+            others.extend(more.map_err(|e| format!("deliveries to session {}: {e}", connection.0))?);
         }
-        Ok(())
+        Ok(others)
     }
 }
 
@@ -221,12 +230,13 @@ fn check_outcome(want: &Want, got: &Outcome) -> Verdict {
 }
 
 fn check_connected(want: &WantConnected, got: &Connected) -> Verdict {
-    let WantConnected { session, present, expiry_s, durable, rows, sent, tail, inbound } = want;
+    let WantConnected { session, present, expiry_s, durable, rows, sent, tail, has_shares, inbound } = want;
     ensure!(got.session == *session, "session {:?}, expected {session:?}", got.session);
     ensure!(got.present == *present, "session present {}, expected {present}", got.present);
     ensure!(got.expiry_s == *expiry_s, "expiry {} s, expected {expiry_s}", got.expiry_s);
     ensure!(got.durable == *durable, "durable {}, expected {durable}", got.durable);
-    ensure!(got.queue_tail.0 == *tail, "tail {}, expected {tail}", got.queue_tail);
+    let is_tail = got.queue_tail.0 == *tail || (*has_shares && got.queue_tail.0 > *tail);
+    ensure!(is_tail, "tail {}, expected {tail}", got.queue_tail);
     let mut ids = got.inbound_qos2.clone();
     ids.sort_unstable();
     ensure!(ids == *inbound, "inbound QoS 2 {ids:?}, expected {inbound:?}");
@@ -242,15 +252,18 @@ fn check_connected(want: &WantConnected, got: &Connected) -> Verdict {
     Ok(())
 }
 
-/// Compares what was sent on one connection in one entry.
-fn check_connection(want: &[&Sent], got: &[&Delivery], moved: Option<&BTreeMap<u64, u64>>) -> Verdict {
+/// Compares what was sent on one connection in one entry; returns what was sent beside.
+fn check_connection<'a>(
+    want: &[&Sent],
+    got: &[&'a Delivery],
+    moved: Option<&BTreeMap<u64, u64>>,
+) -> Result<Vec<&'a Delivery>, String> {
     let text = |got: &[&Delivery]| {
         got.iter().map(|d| format!("{:?} {:?}", d.seq, Content::of_delivery(d))).collect::<Vec<_>>().join("\n  ")
     };
-    ensure!(want.len() == got.len(), "{} sent, expected {}:\n  {}\n{want:#?}", got.len(), want.len(), text(got));
     let seqs: Vec<u64> = got.iter().filter_map(|d| d.seq.map(|s| s.0)).collect();
     ensure!(seqs.is_sorted_by(|a, b| a < b), "seq goes back: {seqs:?}");
-    let mut left: Vec<&Delivery> = got.to_vec();
+    let mut left: Vec<&'a Delivery> = got.to_vec();
     for sent in want {
         let seq = sent.seq.map(|seq| moved.and_then(|m| m.get(&seq)).copied().unwrap_or(seq));
         let content = Content::of_sent(sent);
@@ -268,11 +281,11 @@ fn check_connection(want: &[&Sent], got: &[&Delivery], moved: Option<&BTreeMap<u
     }
     let live = |wanted: &mut dyn Iterator<Item = Vec<u8>>| wanted.collect::<Vec<_>>();
     let positions: BTreeSet<_> = want.iter().filter_map(|s| s.msg.position).collect();
+    let got = got.iter().filter(|d| !left.iter().any(|l| std::ptr::eq(*l, **d)));
     let want = live(&mut want.iter().filter(|s| s.msg.position.is_some()).map(|s| s.msg.payload.clone()));
-    let got =
-        live(&mut got.iter().filter(|d| positions.contains(&d.message.position)).map(|d| d.message.payload.to_vec()));
+    let got = live(&mut got.filter(|d| positions.contains(&d.message.position)).map(|d| d.message.payload.to_vec()));
     ensure!(want == got, "order of live messages: {got:?}, expected {want:?}");
-    Ok(())
+    Ok(left)
 }
 
 impl Session {

@@ -11,6 +11,8 @@ use quorate_store::rows::key::RowKind;
 use super::compare::Verdict;
 use super::driver::{Driver, FILTERS, TOPICS};
 use super::ops::{Cmd, Who};
+use super::shares::Seen;
+use super::state::Session;
 use crate::testkit::Happened;
 use crate::testkit::commands::{payload, topic};
 
@@ -30,6 +32,7 @@ impl Driver {
                 Outcome::QueueFull => reached.push("queue full"),
                 Outcome::Void => reached.push("void"),
                 Outcome::StartOutdated(_) => reached.push("start outdated"),
+                Outcome::Subscribed(granted) if granted.contains(&Err(0x97)) => reached.push("exclusive refused"),
                 _ => {}
             }
         }
@@ -49,6 +52,7 @@ impl Driver {
         if !self.model.later.is_empty() {
             reached.push("delayed");
         }
+        reached.extend(&self.model.shares.reached);
         if happened.is_silent() {
             reached.push("ignored");
         }
@@ -96,15 +100,25 @@ impl Driver {
     }
 
     /// What has ended leaves nothing behind.
-    pub(super) fn no_row_is_left_over(&self) -> Verdict {
+    pub(super) fn no_row_is_left_over(&self, seen: &Seen) -> Verdict {
         let mut kinds: BTreeMap<u8, usize> = BTreeMap::new();
         for (key, _) in self.rig.machine.store().iter() {
             *kinds.entry(key[2]).or_default() += 1;
         }
         let sessions = || self.model.sessions.values();
-        let messages: BTreeSet<Position> =
+        let mut messages: BTreeSet<Position> =
             sessions().flat_map(|s| self.rig.queue(s.id).into_iter().map(|row| row.message.position)).collect();
+        let shares = || self.model.shares.by_key.values().filter(|share| !share.is_over);
+        messages.extend(shares().flat_map(|share| share.waiting.keys().copied()));
+        let exclusive = |s: &Session| s.subs.keys().filter(|f| f.starts_with("$exclusive/")).count();
+        let waiting: usize = shares().map(|share| share.waiting.len()).sum();
+        if waiting != seen.waiting() {
+            return Err(format!("{} messages wait in groups, expected {waiting}", seen.waiting()));
+        }
         let want = [
+            (RowKind::Share, shares().count()),
+            (RowKind::ShareQueue, waiting),
+            (RowKind::Exclusive, sessions().map(exclusive).sum()),
             (RowKind::Session, sessions().count()),
             (RowKind::Subscription, sessions().map(|s| s.subs.len()).sum()),
             (RowKind::Queue, sessions().map(|s| s.rows.len()).sum()),
@@ -186,18 +200,27 @@ impl Driver {
             });
             let publishers = self.model.sessions.keys().map(|id| Some(*id)).chain([None]);
             for publisher in publishers {
-                let mut got = BTreeSet::new();
+                let mut got = Vec::new();
                 self.rig.machine.match_qos0(publisher, &topic(t), &message, &mut |owner, d| {
                     let ids: BTreeSet<u32> = d.identifiers.iter().copied().collect();
                     assert!(d.seq.is_none() && d.qos == QoS::AtMostOnce && !d.retain);
-                    assert!(got.insert((owner, d.to.session, d.to.epoch, ids)), "{t} goes twice to {:?}", d.to);
+                    got.push((owner, d.to.session, d.to.epoch, ids));
                 });
                 let mut want = BTreeSet::new();
                 for (session, ids) in self.model.qos0_routes(t, publisher) {
                     want.extend(session.owner.map(|owner| (owner, session.id, session.epoch, ids)));
                 }
-                if got != want {
-                    return Err(format!("QoS 0 on {t} goes to {got:?}, expected {want:?}"));
+                for route in &want {
+                    let Some(at) = got.iter().position(|found| found == route) else {
+                        return Err(format!("QoS 0 on {t} goes to {got:?}, expected {want:?}"));
+                    };
+                    got.remove(at);
+                }
+                // What is left goes to one member of each group.
+                let shares = self.model.qos0_members(t);
+                let is_member = |session| shares.iter().any(|members| members.contains(session));
+                if got.len() != shares.len() || !got.iter().all(|(_, session, ..)| is_member(session)) {
+                    return Err(format!("QoS 0 on {t} goes to {got:?} of groups, expected one of each of {shares:?}"));
                 }
             }
         }

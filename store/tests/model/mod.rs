@@ -15,6 +15,7 @@ pub(crate) mod keys;
 pub(crate) mod matching;
 pub(crate) mod ops;
 pub(crate) mod publishing;
+pub(crate) mod shares;
 pub(crate) mod state;
 
 use std::collections::BTreeMap;
@@ -26,6 +27,7 @@ use quorate_store::effect::{KickReason, Outcome};
 use quorate_store::ids::{BatchSeq, Epoch, Incarnation, NodeId, PacketId, Position, QoS, SessionId};
 use quorate_store::topic::TopicFilter;
 
+use shares::{Shares, is_share, of_one_session};
 use state::{Known, Later, Life, Msg, Node, Session, Settings, Sub};
 
 /// What the machine has to say about one entry.
@@ -67,6 +69,8 @@ pub(crate) struct WantConnected {
     pub(crate) rows: Vec<(u64, bool)>,
     pub(crate) sent: (u64, u64),
     pub(crate) tail: u64,
+    /// Groups may have given it rows that are not known yet.
+    pub(crate) has_shares: bool,
     pub(crate) inbound: Vec<PacketId>,
 }
 
@@ -104,6 +108,7 @@ pub(crate) struct Model {
     /// Whether wills that fall due in an entry come after its commands, or as soon as they may. The DESIGN
     /// leaves it open.
     pub(crate) wills_come_last: bool,
+    pub(crate) shares: Shares,
     /// Incarnation whose batch is being applied.
     by: Option<Incarnation>,
     /// Sessions that have ended and whose wills come last.
@@ -119,11 +124,13 @@ impl Model {
         for session in self.sessions.values_mut() {
             session.rows.values_mut().for_each(|row| row.fresh = false);
         }
+        self.shares.begin_entry();
         self.time = self.time.max(stamp);
         let now = self.time;
         self.retained.retain(|_, m| m.expires_at.is_none_or(|at| at > now));
         self.mark_rows_that_may_be_gone();
         self.ended = self.sessions.extract_if(.., |_, s| s.expires_at.is_some_and(|at| at <= now)).collect();
+        self.ended.iter().for_each(|(_, session)| self.shares.linger(session));
         if !self.wills_come_last {
             self.publish_due_wills();
         }
@@ -144,6 +151,8 @@ impl Model {
         self.publish_what_was_delayed();
         self.mark_rows_that_may_be_gone();
         self.forget_old_keys();
+        self.shares.lingering.clear();
+        self.end_memberless_shares();
         let take = std::mem::take::<Vec<Sent>>;
         Expected {
             answer,
@@ -192,6 +201,7 @@ impl Model {
         let mut wants = Vec::new();
         for (number, command) in batch.commands.iter().enumerate() {
             let position = Position::new(index, number as u32);
+            self.end_memberless_shares();
             wants.push(self.command(position, term, command));
         }
         wants
@@ -246,6 +256,7 @@ impl Model {
                 }
                 Want::Is(Outcome::Done)
             }
+            Command::SetShareStrategy { .. } => Want::Is(Outcome::Done),
             Command::EndSession { session } => {
                 let Some(s) = self.sessions.get(session) else {
                     return Want::OneOf(vec![Outcome::Done, Outcome::Void, Outcome::Fenced]);
@@ -273,6 +284,7 @@ impl Model {
         if self.time > connect.deadline.0 {
             return Want::Is(Outcome::ConnectExpired);
         }
+        self.shares.lingering.remove(&connect.client_id);
         // At the latest when somebody asks for the session.
         for (id, old) in self.ended.extract_if(.., |(_, s)| s.client_id == connect.client_id).collect::<Vec<_>>() {
             self.publish_that_will(id, old.will);
@@ -330,6 +342,7 @@ impl Model {
             rows: session.rows.iter().map(|(seq, row)| (*seq, row.may_be_gone || row.fresh)).collect(),
             sent: session.sent,
             tail: session.tail,
+            has_shares: !self.shares.by_key.is_empty(),
             inbound: session.inbound.iter().filter_map(|id| PacketId::new(*id)).collect(),
         })
     }
@@ -342,6 +355,7 @@ impl Model {
             session.owner = None;
             session.start_deadlines(now);
         }
+        self.return_rows(id);
     }
 
     fn close(&mut self, close: &Close) -> Want {
@@ -358,6 +372,7 @@ impl Model {
         }
         session.start_deadlines(now);
         let id = session.id;
+        self.return_rows(id);
         self.do_what_is_due(id);
         Want::Is(Outcome::Done)
     }
@@ -365,6 +380,9 @@ impl Model {
     /// After a connection has ended: what is due of its session now.
     fn do_what_is_due(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get(&id) else { return };
+        if session.expiry_s == 0 {
+            self.shares.linger(session);
+        }
         if session.expiry_s == 0 && self.wills_come_last {
             self.ended.extend(self.sessions.remove_entry(&id));
         } else if session.expiry_s == 0 {
@@ -397,6 +415,17 @@ impl Model {
         }
         let mut granted = Vec::new();
         for (filter, options) in &subscribe.filters {
+            let whole = filter.as_str();
+            let id = subscribe.from.session;
+            let is_held = |s: &Session| s.id != id && s.subs.contains_key(whole);
+            if whole.starts_with("$exclusive/") && self.sessions.values().any(is_held) {
+                granted.push(Err(0x97));
+                continue;
+            }
+            if is_share(whole) {
+                self.shares.begin(whole);
+                self.shares.touched.insert(id);
+            }
             let sub = Sub { options: *options, identifier: subscribe.identifier };
             let most = self.settings.subscriptions_max;
             let is_full = |s: &mut Session| s.subs.len() >= most && !s.subs.contains_key(filter.as_str());
@@ -408,8 +437,9 @@ impl Model {
                 .fenced(subscribe.from)
                 .is_some_and(|s| s.subs.insert(filter.as_str().to_owned(), sub.clone()).is_none());
             granted.push(Ok(options.qos));
-            if options.retain_handling == 0 || (options.retain_handling == 1 && is_new) {
-                self.send_retained(subscribe.from.session, filter.as_str(), &sub);
+            let wants_retained = options.retain_handling == 0 || (options.retain_handling == 1 && is_new);
+            if let Some(matched) = of_one_session(whole).filter(|_| wants_retained) {
+                self.send_retained(id, matched, &sub);
             }
         }
         Want::Is(Outcome::Subscribed(granted))
@@ -418,6 +448,9 @@ impl Model {
     fn unsubscribe(&mut self, from: SessionRef, filters: &[TopicFilter]) -> Want {
         let Some(session) = self.fenced(from) else { return Want::Is(Outcome::Fenced) };
         let known = filters.iter().map(|f| session.subs.remove(f.as_str()).is_some()).collect();
+        if filters.iter().any(|f| is_share(f.as_str())) {
+            self.shares.touched.insert(from.session);
+        }
         Want::Is(Outcome::Unsubscribed(known))
     }
 

@@ -2,6 +2,9 @@
 //! proptest cuts out of a history, the rest still makes sense.
 
 use proptest::prelude::*;
+use quorate_store::command::ShareStrategy;
+
+use super::driver::SHARED;
 
 use super::access::{AccessOp, access_op};
 
@@ -46,6 +49,8 @@ pub(crate) enum Op {
     Bound { bytes: u64, drop_oldest: bool },
     /// Users or rules change.
     Access(AccessOp),
+    /// How members of a shared group are chosen.
+    ShareStrategy { filter: u8, strategy: ShareStrategy },
     /// An operator ends a session.
     EndSession(u8),
     /// The process starts anew.
@@ -191,7 +196,7 @@ fn publish() -> impl Strategy<Value = Cmd> {
 
 /// Often a wide one: what nobody subscribes to goes nowhere.
 fn filter() -> impl Strategy<Value = u8> {
-    prop_oneof![2 => any::<u8>(), 1 => Just(4), 2 => Just(5)]
+    prop_oneof![2 => any::<u8>(), 1 => Just(4), 2 => Just(5), 2 => SHARED]
 }
 
 /// QoS 0 leaves no rows.
@@ -222,6 +227,11 @@ fn cmds() -> impl Strategy<Value = Vec<Cmd>> {
     prop::collection::vec(cmd(), 1..6)
 }
 
+fn strategy() -> impl Strategy<Value = ShareStrategy> {
+    use ShareStrategy::{Local, MostRoom, RoundRobin, StickyTopic};
+    prop::sample::select(vec![MostRoom, RoundRobin, StickyTopic, Local])
+}
+
 fn op() -> impl Strategy<Value = Op> {
     let flag = prop::bool::weighted;
     prop_oneof![
@@ -245,6 +255,7 @@ fn op() -> impl Strategy<Value = Op> {
             .prop_map(|(keys, seconds)| Op::KeyWindow { keys, seconds }),
         1 => prop_oneof![Just(2), Just(1000)].prop_map(Op::DelayMax),
         1 => access_op().prop_map(Op::Access),
+        1 => (any::<u8>(), strategy()).prop_map(|(filter, strategy)| Op::ShareStrategy { filter, strategy }),
         1 => (0..CLIENTS).prop_map(Op::EndSession),
         2 => Just(Op::Reopen),
     ]

@@ -10,6 +10,7 @@ use quorate_store::message::Message;
 use quorate_store::topic::TopicName;
 
 use super::matching::matches;
+use super::shares::of_one_session;
 use super::state::{Msg, Row, Session, Sub};
 use super::{Model, Sent};
 
@@ -32,7 +33,8 @@ impl Model {
                 .subs
                 .iter()
                 .filter(|(filter, sub)| {
-                    matches(filter, &msg.topic) && !(sub.options.no_local && publisher == Some(session.id))
+                    of_one_session(filter).is_some_and(|f| matches(f, &msg.topic))
+                        && !(sub.options.no_local && publisher == Some(session.id))
                 })
                 .map(|(_, sub)| sub)
                 .collect();
@@ -57,9 +59,10 @@ impl Model {
     /// counts as a matching subscriber.
     pub(super) fn only_no_local_matches(&self, topic: &str, publisher: Option<SessionId>) -> bool {
         let matching = |s: &Session, local: bool| {
-            s.subs
-                .iter()
-                .any(|(f, sub)| matches(f, topic) && (sub.options.no_local && publisher == Some(s.id)) == local)
+            s.subs.iter().any(|(f, sub)| {
+                of_one_session(f).is_some_and(|f| matches(f, topic))
+                    && (sub.options.no_local && publisher == Some(s.id)) == local
+            })
         };
         self.sessions.values().any(|s| matching(s, true)) && !self.sessions.values().any(|s| matching(s, false))
     }
@@ -116,7 +119,7 @@ impl Model {
             self.retained.insert(msg.topic.clone(), msg.clone());
         }
         let copies = self.copies(msg, publisher);
-        let matched = !copies.is_empty();
+        let matched = !copies.is_empty() | self.offer(msg);
         for copy in copies {
             self.give(copy, msg);
         }
@@ -167,6 +170,8 @@ impl Model {
                 may_be_gone: false,
                 fresh: true,
                 charge,
+                given: None,
+                may_return: false,
             };
             session.rows.insert(session.tail, row);
             session.tail += 1;

@@ -48,6 +48,10 @@ pub(crate) struct Row {
     /// Added by the entry that is being applied: its place among the others of the entry is not compared.
     pub(crate) fresh: bool,
     pub(crate) charge: u64,
+    /// The group that gave it, by the model's number.
+    pub(crate) given: Option<u64>,
+    /// Its connection has ended in this entry: it may have returned, or not.
+    pub(crate) may_return: bool,
 }
 
 /// A subscription.

@@ -140,3 +140,23 @@ fn a_command_with_many_filters_looks_at_a_bounded_number_of_rows() {
     machine.commit_run().unwrap();
     assert!(counter.touched() <= ROWS_MAX, "one SUBSCRIBE touches {} rows", counter.touched());
 }
+
+/// What a lost node's members had not settled returns to their group by and by, 200 rows of each.
+#[test]
+fn losing_a_node_whose_members_hold_many_messages_touches_a_bounded_number_of_rows() {
+    let mut rig = Rig::with_nodes(2);
+    for n in 0..30 {
+        let member = Connect { receive_maximum: 500, ..connect(&format!("m{n}")) };
+        let from = rig.connect(1, member).session;
+        rig.one(1, subscribe(from, 1, "$share/g/t"));
+    }
+    many(&mut rig, 2, (0..15_000).map(|n| Command::Publish(publish(None, 1, "t", &n.to_string()))));
+    rig.drain();
+    assert_eq!((rig.count(RowKind::Queue), rig.machine.shares()[0].waiting), (15_000, 0));
+    let (incarnation, term) = (rig.incarnation(1), rig.term);
+    rig.direct_undrained(Command::NodeLost { incarnation, term });
+    let stamp = rig.now;
+    let (machine, entries) = drain_counting(&mut rig, &[stamp], 2);
+    assert_eq!(machine.shares()[0].waiting, 15_000);
+    assert!(entries >= 29, "{entries}");
+}

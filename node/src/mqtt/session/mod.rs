@@ -14,6 +14,7 @@ mod aliases;
 mod close;
 mod connect;
 mod inbound;
+mod memory;
 mod offer;
 mod outbox;
 mod rate;

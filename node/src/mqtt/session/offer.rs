@@ -15,9 +15,6 @@ use crate::mqtt::options::MqttOptions;
 use crate::mqtt::packet::{Offered, Outgoing, Subscribe};
 use crate::mqtt::reason::Reason;
 
-/// Shared subscriptions are part of this build.
-const HAS_SHARED: bool = false;
-
 /// What CONNACK says is offered.
 pub(super) fn offered(options: &MqttOptions) -> Offered {
     Offered {
@@ -25,7 +22,7 @@ pub(super) fn offered(options: &MqttOptions) -> Offered {
         retain: options.retain_available,
         wildcards: options.wildcard_available,
         identifiers: options.subscription_identifiers_available,
-        shared: HAS_SHARED && options.shared_available,
+        shared: options.shared_available,
     }
 }
 

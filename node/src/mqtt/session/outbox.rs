@@ -5,8 +5,8 @@
 //! are sent as they come, everything else is read from the rows in pages; of what comes meanwhile, a bounded
 //! number is kept until the pages have come to it. The packet identifier is a function of the row, rows go
 //! out in order, a row is sent at most once on a connection, and the window moves only when our Settle was
-//! *applied*. A transient session's queue is this memory, with numbers of its own, and its acknowledgements
-//! are not logged.
+//! *applied*. A transient session has rows of shared groups only; all else waits in [`super::memory`]. Both share
+//! the window and the packet identifiers, and are sent in turn.
 //!
 //! Pure: it writes packets, commands and page requests into an [`Output`], and reads no clock.
 
@@ -20,6 +20,7 @@ use quorate_store::message::SharedMessage;
 use quorate_store::rows::QueuePage;
 
 use super::aliases::Aliases;
+use super::memory::Memory;
 use super::{Now, Output};
 use crate::mqtt::options::{DELIVERY_OVERHEAD_BYTES, MqttOptions, READY_ROWS_MAX};
 use crate::mqtt::packet::{Delivered, Outgoing, Version};
@@ -36,7 +37,7 @@ const WITHDRAWN_ROWS_MAX: usize = 1024;
 /// Where the queue stands when a connection begins.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Start {
-    /// Deliveries are rows.
+    /// Deliveries are rows, also those that are not of shared groups.
     pub(super) durable: bool,
     /// First row that may be unsettled.
     pub(super) head: QueueSeq,
@@ -141,7 +142,10 @@ pub(super) struct Broken(pub(super) Reason);
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Outbox {
-    durable: bool,
+    /// Of a transient session: what is not rows.
+    memory: Option<Memory>,
+    /// Whether that comes next.
+    memory_is_next: bool,
     window: usize,
     sent_until: QueueSeq,
     /// Next row to send: everything below was sent on this connection, or needs not be.
@@ -174,7 +178,8 @@ pub(super) struct Outbox {
 impl Outbox {
     pub(super) fn new(start: Start) -> Self {
         Self {
-            durable: start.durable,
+            memory: (!start.durable).then(Memory::new),
+            memory_is_next: false,
             window: usize::from(start.window.max(1)),
             sent_until: start.sent_until,
             cursor: start.head,
@@ -250,11 +255,13 @@ impl Outbox {
     ) -> Result<(), Broken> {
         match (delivery.seq, delivery.qos) {
             (_, QoS::AtMostOnce) => self.send_qos0(delivery, link, now, out),
-            (Some(seq), _) if self.durable => self.offer(seq, delivery, link.options),
-            (None, _) if !self.durable => return self.queue(delivery, link.options, out),
-            // A row for a session without rows, or none for one with: the apply thread and this connection
-            // disagree on what the session is, so nothing here may go on.
-            _ => return Err(Broken(Reason::IMPLEMENTATION_SPECIFIC_ERROR)),
+            (Some(seq), _) => self.offer(seq, delivery, link.options),
+            (None, _) => match &mut self.memory {
+                Some(memory) => return memory.queue(delivery, link.options.transient_queue_bytes_max, out),
+                // No row for a durable session: the apply thread and this connection disagree on what the session
+                // is, so nothing here may go on.
+                None => return Err(Broken(Reason::IMPLEMENTATION_SPECIFIC_ERROR)),
+            },
         }
         Ok(())
     }
@@ -342,18 +349,6 @@ impl Outbox {
         true
     }
 
-    fn queue(&mut self, delivery: Delivery, options: &MqttOptions, out: &mut Output) -> Result<(), Broken> {
-        if self.ready_bytes >= options.transient_queue_bytes_max {
-            out.counts.transient_overflows += 1;
-            return Err(Broken(Reason::QUOTA_EXCEEDED));
-        }
-        let seq = self.tail;
-        self.tail = seq.next();
-        self.fetched = self.tail;
-        self.push_ready(Ready::of(seq, delivery));
-        Ok(())
-    }
-
     fn push_ready(&mut self, ready: Ready) {
         self.ready_bytes += ready.bytes();
         self.ready.push_back(ready);
@@ -406,7 +401,7 @@ impl Outbox {
 
     /// The page that is needed next, if any: to look for owed PUBRELs, or to fill the window.
     pub(super) fn want_page(&mut self, options: &MqttOptions) -> Option<PageWanted> {
-        if !self.durable || self.asked.is_some() {
+        if self.asked.is_some() {
             return None;
         }
         if self.ready.len() < READY_ROWS_LOW {
@@ -417,7 +412,7 @@ impl Outbox {
             None if self.fetched < self.tail
                 && self.ready.len() < READY_ROWS_LOW
                 && self.ready_bytes < options.page_bytes_max
-                && self.passed < self.window
+                && self.in_flight_of_both() < self.window
                 && !self.blocked =>
             {
                 self.fetched
@@ -433,26 +428,71 @@ impl Outbox {
         if self.owed_from.is_some() {
             return; // owed PUBRELs first
         }
-        loop {
-            let Some(seq) = self.ready.front().map(|next| next.seq) else {
-                if self.join() {
-                    continue;
-                }
-                return;
-            };
-            self.pass(seq);
-            let span = self.in_flight.front().filter(|f| f.seq < seq).map_or(0, |f| seq.0 - f.seq.0);
-            if self.passed >= self.window || span + 1 >= IDENTIFIERS {
-                return;
-            }
-            if out.room == 0 {
-                self.blocked = true;
-                return;
-            }
-            let Some(ready) = self.ready.pop_front() else { return };
-            self.ready_bytes = self.ready_bytes.saturating_sub(ready.bytes());
-            self.send(ready, link, now, out);
+        while self.send_next(link, now, out) {
+            self.memory_is_next = !self.memory_is_next;
         }
+    }
+
+    /// Sends what comes next, of rows and memory in turn; false when nothing may be sent now.
+    fn send_next(&mut self, link: Link<'_>, now: Now, out: &mut Output) -> bool {
+        (self.memory_is_next && self.send_from_memory(link, now, out))
+            || self.send_row(link, now, out)
+            || self.send_from_memory(link, now, out)
+    }
+
+    fn in_flight_of_both(&self) -> usize {
+        self.passed + self.memory.as_ref().map_or(0, Memory::in_flight)
+    }
+
+    /// Whether one more may be sent now.
+    fn has_room(&mut self, out: &Output) -> bool {
+        if self.in_flight_of_both() >= self.window {
+            return false;
+        }
+        self.blocked |= out.room == 0;
+        out.room > 0
+    }
+
+    /// Deals with the next row; false when there is none, or none may be sent now.
+    fn send_row(&mut self, link: Link<'_>, now: Now, out: &mut Output) -> bool {
+        if self.ready.is_empty() {
+            self.join();
+        }
+        let Some(seq) = self.ready.front().map(|next| next.seq) else { return false };
+        self.pass(seq);
+        let span = self.in_flight.front().filter(|f| f.seq < seq).map_or(0, |f| seq.0 - f.seq.0);
+        let is_taken = self.memory.as_ref().is_some_and(|memory| memory.has(seq.packet_id()));
+        if span + 1 >= IDENTIFIERS || is_taken || !self.has_room(out) {
+            return false;
+        }
+        let Some(ready) = self.ready.pop_front() else { return false };
+        self.ready_bytes = self.ready_bytes.saturating_sub(ready.bytes());
+        self.send(ready, link, now, out);
+        true
+    }
+
+    /// The same for what is not rows.
+    fn send_from_memory(&mut self, link: Link<'_>, now: Now, out: &mut Output) -> bool {
+        if self.memory.as_ref().is_none_or(Memory::is_empty) || !self.has_room(out) {
+            return false;
+        }
+        let Some(mut memory) = self.memory.take() else { return false };
+        if let Some(delivered) = memory.next(self.cursor.packet_id(), |id| self.find(id).is_some(), now, out) {
+            match self.weigh(delivered, link) {
+                Some((bytes, delivered)) => {
+                    memory.sent(&delivered);
+                    self.hand_over(bytes, delivered, out);
+                }
+                None => out.counts.too_large += 1, // [MQTT-3.1.2-25]
+            }
+        }
+        self.memory = Some(memory);
+        true
+    }
+
+    /// The memory, when the identifier is in use there.
+    fn memory_of(&mut self, id: PacketId) -> Option<&mut Memory> {
+        self.memory.as_mut().filter(|memory| memory.has(id))
     }
 
     /// Moves the cursor to `seq`, over owed PUBRELs.
@@ -465,7 +505,7 @@ impl Outbox {
 
     fn send(&mut self, ready: Ready, link: Link<'_>, now: Now, out: &mut Output) {
         let Ready { seq, qos, retain, identifiers, message } = ready;
-        let dup = self.durable && seq < self.sent_until;
+        let dup = seq < self.sent_until;
         let position = message.position;
         // What may have been sent already goes on until it is acknowledged, expired or not.
         let expiry_s = match expiry_left(&message, now) {
@@ -487,11 +527,9 @@ impl Outbox {
                 } else {
                     out.counts.expired += 1;
                 }
-                if self.durable {
-                    let kind = if qos == QoS::ExactlyOnce { AckKind::PubrecRefused } else { AckKind::Puback };
-                    self.enter(InFlight { seq, position, qos, phase: Phase::Settling(kind) });
-                    self.acks.push(Ack { seq, position, kind });
-                }
+                let kind = if qos == QoS::ExactlyOnce { AckKind::PubrecRefused } else { AckKind::Puback };
+                self.enter(InFlight { seq, position, qos, phase: Phase::Settling(kind) });
+                self.acks.push(Ack { seq, position, kind });
             }
         }
         self.cursor = seq.next();
@@ -515,6 +553,9 @@ impl Outbox {
 
     /// PUBACK.
     pub(super) fn puback(&mut self, id: PacketId, out: &mut Output) -> Result<(), Broken> {
+        if let Some(memory) = self.memory_of(id) {
+            return memory.puback(id);
+        }
         let Some(i) = self.find(id) else {
             out.counts.unknown_acks += 1;
             return Ok(());
@@ -522,7 +563,7 @@ impl Outbox {
         match self.in_flight.get(i) {
             Some(InFlight { qos: QoS::ExactlyOnce, .. }) => Err(Broken(Reason::PROTOCOL_ERROR)),
             Some(InFlight { phase: Phase::Sent, .. }) => {
-                self.settle(i, AckKind::Puback, out);
+                self.settle(i, AckKind::Puback);
                 Ok(())
             }
             _ => Ok(()), // again: its row is on its way out
@@ -531,6 +572,9 @@ impl Outbox {
 
     /// PUBREC.
     pub(super) fn pubrec(&mut self, id: PacketId, reason: Reason, out: &mut Output) -> Result<(), Broken> {
+        if let Some(memory) = self.memory_of(id) {
+            return memory.pubrec(id, reason, out);
+        }
         let Some(i) = self.find(id) else {
             out.counts.unknown_acks += 1;
             // A row that is still to be resent: its exchange begins again with our PUBLISH. A PUBREL before it
@@ -544,7 +588,7 @@ impl Outbox {
             Some(InFlight { qos: QoS::AtLeastOnce, .. }) => return Err(Broken(Reason::PROTOCOL_ERROR)),
             Some(InFlight { phase: Phase::Sent, .. }) => {
                 let kind = if reason.is_failure() { AckKind::PubrecRefused } else { AckKind::Pubrec };
-                self.settle(i, kind, out);
+                self.settle(i, kind);
             }
             Some(InFlight { phase: Phase::Released, .. }) => out.packets.push(Outgoing::PubRel(id, Reason::SUCCESS)),
             _ => {}
@@ -555,28 +599,27 @@ impl Outbox {
     /// Whether `id` is that of a row that an earlier connection may have sent, and this one has not come to.
     fn is_to_be_resent(&self, id: PacketId) -> bool {
         let distance = (u64::from(id.get()) + IDENTIFIERS - u64::from(self.cursor.packet_id().get())) % IDENTIFIERS;
-        self.durable && self.cursor.0 + distance < self.sent_until.0
+        self.cursor.0 + distance < self.sent_until.0
     }
 
     /// PUBCOMP.
     pub(super) fn pubcomp(&mut self, id: PacketId, out: &mut Output) {
+        if let Some(memory) = self.memory_of(id) {
+            out.counts.unknown_acks += u64::from(!memory.pubcomp(id));
+            return;
+        }
         match self.find(id) {
             Some(i) if self.in_flight.get(i).is_some_and(|f| f.phase == Phase::Released) => {
-                self.settle(i, AckKind::Pubcomp, out);
+                self.settle(i, AckKind::Pubcomp);
             }
             _ => out.counts.unknown_acks += 1,
         }
     }
 
-    fn settle(&mut self, i: usize, kind: AckKind, out: &mut Output) {
+    fn settle(&mut self, i: usize, kind: AckKind) {
         let Some(entry) = self.in_flight.get_mut(i) else { return };
         entry.phase = Phase::Settling(kind);
-        let ack = Ack { seq: entry.seq, position: entry.position, kind };
-        if self.durable {
-            self.acks.push(ack);
-        } else {
-            self.apply(ack, out);
-        }
+        self.acks.push(Ack { seq: entry.seq, position: entry.position, kind });
     }
 
     /// Acknowledgements to propose: at most `max` of those that were gathered, in order.
@@ -616,7 +659,7 @@ impl Outbox {
 
 /// Message Expiry Interval that is left: `None` when the message has expired, `Some(None)` when it never does.
 #[allow(clippy::option_option)]
-fn expiry_left(message: &quorate_store::message::Message, now: Now) -> Option<Option<u32>> {
+pub(super) fn expiry_left(message: &quorate_store::message::Message, now: Now) -> Option<Option<u32>> {
     let Some(at) = message.expires_at else { return Some(None) };
     if at <= message.published_at {
         return None; // an interval of 0, however far the estimate of cluster time is behind

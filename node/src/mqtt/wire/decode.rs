@@ -10,7 +10,7 @@ use quorate_store::codec::Payload;
 use quorate_store::command::{SubscribeOptions, Will};
 use quorate_store::ids::{PacketId, QoS};
 use quorate_store::message::MessageProperties;
-use quorate_store::topic::{TopicFilter, TopicName};
+use quorate_store::topic::{FilterKind, TopicFilter, TopicName};
 
 use super::{Codec, Wire};
 use crate::mqtt::packet::{Connect, Packet, Publish, Subscribe, Version};
@@ -130,10 +130,11 @@ impl Wire {
 
     /// A filter to subscribe to.
     fn offered(&self, text: &str) -> Result<TopicFilter, Reason> {
-        if text.starts_with("$share/") {
-            return Err(Reason::SHARED_SUBSCRIPTIONS_NOT_SUPPORTED);
-        }
-        self.filter(text)
+        // [MQTT-4.8.2-1], [MQTT-4.8.2-2]
+        self.filter(text).and_then(|filter| match filter.kind() {
+            FilterKind::Invalid => Err(Reason::TOPIC_FILTER_INVALID),
+            _ => Ok(filter),
+        })
     }
 
     fn topic(&self, text: &str) -> Result<TopicName, Reject> {

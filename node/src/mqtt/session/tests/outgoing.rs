@@ -117,15 +117,60 @@ fn a_transient_session_has_numbers_of_its_own_and_logs_no_acknowledgement() {
         rig.deliver(None, QoS::ExactlyOnce, message(None));
     }
     rig.deliver(None, QoS::AtLeastOnce, message(None));
-    assert_eq!(rig.said(), [("publish", 1, 0), ("publish", 2, 0), ("publish", 3, 0)]);
-    rig.packet(Packet::PubRec { id: id(1), reason: Reason::SUCCESS });
-    rig.packet(Packet::PubAck { id: id(3), reason: Reason::SUCCESS });
-    assert_eq!(rig.said(), [("pubrel", 1, 0)]);
-    rig.packet(Packet::PubComp { id: id(1) });
+    assert_eq!(rig.said(), [("publish", 32_769, 0), ("publish", 32_770, 0), ("publish", 32_771, 0)]);
+    rig.packet(Packet::PubRec { id: id(32_769), reason: Reason::SUCCESS });
+    rig.packet(Packet::PubAck { id: id(32_771), reason: Reason::SUCCESS });
+    assert_eq!(rig.said(), [("pubrel", 32_769, 0)]);
+    rig.packet(Packet::PubComp { id: id(32_769) });
     assert!(rig.take_commands().is_empty() && rig.out.page.is_none());
-    // A row would mean that the log thinks otherwise.
-    rig.deliver(Some(3), QoS::AtLeastOnce, message(None));
-    assert_eq!(rig.said(), [("disconnect", 0, 0x83)]);
+    rig.packet(Packet::PubAck { id: id(32_770), reason: Reason::SUCCESS });
+    assert_eq!(rig.said(), [("disconnect", 0, 0x82)], "PUBACK is no answer to QoS 2");
+}
+
+/// It is a member of a shared group: those deliveries are rows, and settled through the log.
+#[test]
+fn a_transient_sessions_rows_and_its_memory_share_window_and_identifiers() {
+    let mut rig = Rig::open_with(Version::V5, Connected { durable: false, present: false, ..found() });
+    for seq in 0..8 {
+        rig.deliver(Some(seq), QoS::AtLeastOnce, message(None));
+        rig.deliver(None, QoS::AtLeastOnce, message(None));
+    }
+    let sent: Vec<u16> = rig.said().iter().map(|(_, id, _)| *id).collect();
+    assert_eq!(sent.len(), 10, "Receive Maximum holds for both together");
+    assert_eq!(sent.iter().filter(|id| **id < 32_768).count(), 5, "in turn: {sent:?}");
+    rig.drive(|session, out| {
+        for id_sent in &sent {
+            session.packet(Packet::PubAck { id: id(*id_sent), reason: Reason::SUCCESS }, NOW, out);
+        }
+    });
+    assert_eq!(rig.said().len(), 3, "what is not logged is settled at once");
+    assert_eq!(rig.take_acks().len(), 5);
+    rig.outcome(1, Outcome::Done);
+    assert_eq!(rig.said().len(), 3, "and the rows when the log says so");
+    rig.drive(|session, out| session.end(Ending::SocketClosed, out));
+    assert_eq!(rig.close().sent_until, QueueSeq(8));
+}
+
+/// Identifiers of rows are fixed: a row whose identifier is in use waits, and the memory takes none that is.
+#[test]
+fn no_packet_identifier_is_in_use_twice() {
+    let connected = Connected { durable: false, present: false, ..found() };
+    let mut rig = Rig::open_with(Version::V5, connected);
+    rig.deliver(None, QoS::AtLeastOnce, message(None));
+    assert_eq!(rig.said(), [("publish", 32_769, 0)]);
+    // All rows up to the one with this identifier have come and gone elsewhere.
+    let page = QueuePage { rows: vec![row(32_768, QoS::AtLeastOnce)], next: QueueSeq(32_769), end: true };
+    rig.drive(|session, _| session.note(QueueSeq(32_768)));
+    assert!(rig.out.page.take().is_some());
+    rig.drive(|session, out| session.page(Ok(page), out));
+    assert!(rig.said().is_empty());
+    // It holds up nothing else.
+    rig.deliver(None, QoS::AtLeastOnce, message(None));
+    assert_eq!(rig.said(), [("publish", 2, 0)], "far from the row");
+    rig.packet(Packet::PubAck { id: id(32_769), reason: Reason::SUCCESS });
+    assert_eq!(rig.said(), [("publish", 32_769, 0)]);
+    rig.packet(Packet::PubAck { id: id(32_769), reason: Reason::SUCCESS });
+    assert_eq!(rig.take_acks(), [(32_768, AckKind::Puback)]);
 }
 
 #[test]
