@@ -69,6 +69,14 @@ pub struct MqttSample {
     pub pages: u64,
     /// Times that clients waited because the log was behind.
     pub proposer_busy: u64,
+    /// Clients let in, by method of authentication.
+    pub authenticated: Vec<(&'static str, u64)>,
+    /// Clients not let in, by method; `none`: no method could judge what they showed.
+    pub auth_failures: Vec<(&'static str, u64)>,
+    /// Publishes that the rules refused.
+    pub denied_publishes: u64,
+    /// Subscriptions that the rules refused.
+    pub denied_subscriptions: u64,
     /// Acknowledgements sent before their commit. Must stay 0.
     pub acks_before_commit: u64,
     /// Each listener.
@@ -144,6 +152,20 @@ impl Collector for MqttCollector {
             for (qos, value) in ["0", "1", "2"].into_iter().zip(values) {
                 family.encode_family(&[("qos", qos)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
             }
+        }
+        for (name, help, values) in [
+            ("authenticated", "Clients let in, by method of authentication", sample.authenticated),
+            ("auth_failures", "Clients not let in, by method of authentication", sample.auth_failures),
+        ] {
+            let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
+            for (method, value) in values {
+                family.encode_family(&[("method", method)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
+            }
+        }
+        let help = "Publishes and subscriptions that the access rules refused";
+        let mut family = encoder.encode_descriptor("acl_denied", help, None, MetricType::Counter)?;
+        for (action, value) in [("publish", sample.denied_publishes), ("subscribe", sample.denied_subscriptions)] {
+            family.encode_family(&[("action", action)])?.encode_counter::<NoLabelSet, _, u64>(&value, None)?;
         }
         let help = "Connections that ended, by the reason code that this node gave";
         let mut family = encoder.encode_descriptor("closed_connections", help, None, MetricType::Counter)?;

@@ -12,6 +12,7 @@ use bytes::Bytes;
 use mqtt_testkit::log::FakeLog;
 use proptest::prelude::*;
 use quorate::mqtt::MqttOptions;
+use quorate::mqtt::auth::Identity;
 use quorate::mqtt::packet::{Connect, Outgoing, Packet, Publish, Version};
 use quorate::mqtt::reason::Reason;
 use quorate::mqtt::session::{Admission, CLOSE_REQUEST, Ending, Now, Output, PageWanted, Session};
@@ -128,7 +129,7 @@ fn connect_packet(receive_maximum: u16) -> Connect {
         expiry_s: Some(1000),
         receive_maximum,
         packet_bytes_max: None,
-        has_auth_method: false,
+        auth: None,
         wants_problems: true,
         topic_alias_max: 0,
         wants_response_information: false,
@@ -154,7 +155,7 @@ impl World {
             options.clone(),
             Version::V5,
             connect,
-            Admission::Granted,
+            Admission::Granted(Identity::default()),
             String::new,
             Now::default(),
             &mut out,
@@ -478,7 +479,7 @@ impl World {
             self.options.clone(),
             Version::V5,
             connect,
-            Admission::Granted,
+            Admission::Granted(Identity::default()),
             String::new,
             now,
             &mut out,

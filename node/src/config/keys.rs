@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::value::{Listen, LogFormat, QueueFull, Value};
+use super::value::{DenyAction, Listen, LogFormat, QueueFull, Value};
 use crate::mqtt::ListenerOptions;
 
 /// One key, as help and `config default` show it.
@@ -224,6 +224,30 @@ keys! {
         sys_client_events: bool = true;
         /// How long a stopping node takes to send its clients elsewhere.
         drain_timeout_ms: u64 = 5_000;
+    }
+    "Authentication and rules" {
+        /// Threads that check passwords; each needs 19 MiB while it does. 0: one for each two processors.
+        auth_threads: usize = 0;
+        /// Passwords that wait to be checked; one more client is refused with 0x89.
+        auth_waiting_max: usize = 1_024;
+        /// A publish of a 3.1.1 client that the rules refuse: `disconnect` the client, because it cannot be told, or
+        /// `ignore`: answer it as if all were well, and drop and count the message.
+        acl_deny_action: DenyAction = DenyAction::Disconnect;
+        /// File with what verifies JSON web tokens that clients send as password: a secret of at least 32 bytes, a public
+        /// key (PEM), or a key set (JWKS). It is read anew when it changes. Empty: no tokens.
+        jwt_key_file: PathBuf = PathBuf::new();
+        /// Algorithms of tokens, such as RS256. Empty: all that fit the key.
+        jwt_algorithms: Vec<String> = Vec::new();
+        /// The claim that is the user name; a User Name in CONNECT has to be the same.
+        jwt_user_claim: String = "sub".to_owned();
+        /// What `aud` of a token has to name. Empty: it is not looked at.
+        jwt_audience: String = String::new();
+        /// What `iss` of a token has to be. Empty: it is not looked at.
+        jwt_issuer: String = String::new();
+        /// Seconds by which the clock of who makes tokens may differ from this node's.
+        jwt_leeway_s: u32 = 10;
+        /// A client stays connected when its token expires; else it is disconnected with 0x87.
+        jwt_stays_after_expiry: bool = false;
     }
     "Consensus" {
         /// Interval of the leader's heartbeats.

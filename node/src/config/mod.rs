@@ -217,6 +217,7 @@ impl Config {
         for (key, value) in [
             ("connections_max", self.connections_max),
             ("outbound_bytes_max", self.outbound_bytes_max),
+            ("auth_waiting_max", self.auth_waiting_max),
             ("transient_queue_bytes_max", self.transient_queue_bytes_max),
             ("page_rows_max", self.page_rows_max),
             ("page_bytes_max", self.page_bytes_max),

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer};
 
 use crate::mqtt::ListenerOptions;
+pub use crate::mqtt::options::DenyAction;
 
 /// A type of configuration value.
 pub trait Value: Sized {
@@ -194,6 +195,7 @@ macro_rules! words {
 }
 words! {
     LogFormat { "text" => Self::Text, "json" => Self::Json }
+    DenyAction { "disconnect" => Self::Disconnect, "ignore" => Self::Ignore }
     QueueFull { "reject" => Self::Reject, "drop-oldest" => Self::DropOldest }
 }
 

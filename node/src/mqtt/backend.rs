@@ -7,6 +7,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use quorate_raft::Submission;
+use quorate_store::access::Access;
 use quorate_store::command::Publish;
 use quorate_store::ids::{ClusterTime, SessionId};
 use quorate_store::rows::QueuePage;
@@ -63,6 +64,9 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Whether this node can commit, now and whenever that changes.
     fn quorum(&self) -> watch::Receiver<Quorum>;
+
+    /// Who may do what, now and whenever that changes.
+    fn access(&self) -> watch::Receiver<Arc<Access>>;
 
     /// Estimate of cluster time, from the last applied stamp on.
     fn cluster_time(&self) -> ClusterTime;

@@ -79,6 +79,10 @@ impl Backend for ClusterBackend {
         self.quorum.clone()
     }
 
+    fn access(&self) -> watch::Receiver<Arc<quorate_store::access::Access>> {
+        self.cluster.access()
+    }
+
     fn cluster_time(&self) -> ClusterTime {
         self.cluster.cluster_time()
     }

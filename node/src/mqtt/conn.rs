@@ -21,7 +21,8 @@ use ntex::time::Seconds;
 use ntex::util::Either;
 use quorate_raft::Submission;
 
-use super::auth::Attempt;
+use super::auth::Identity;
+use super::authenticate::authenticate;
 use super::detect::Detect;
 use super::effects::Address;
 use super::listen::{self, Arrival, Client, Listener};
@@ -188,7 +189,11 @@ pub(super) async fn serve(io: Io, worker: Rc<Worker>, listener: Arc<Listener>) {
         return;
     };
     io.stop_timer();
-    let conn = admit(&io, &client, &arrival, &worker, version, *connect);
+    let Some(identity) = authenticate(&io, &wire, &client, &arrival, &worker, &connect).await else {
+        let _ = io.shutdown().await;
+        return;
+    };
+    let conn = admit(&io, &client, &arrival, &worker, version, *connect, identity);
     drop(client);
     let guard = Guard { worker: worker.clone(), conn: conn.clone() };
     worker.await_room();
@@ -239,27 +244,22 @@ fn admit(
     worker: &Rc<Worker>,
     version: Version,
     connect: Connect,
+    identity: Result<Identity, Reason>,
 ) -> Rc<Conn> {
     let refused = |reason, server_reference| Admission::Refused { reason, server_reference };
     // Read once, before anything is proposed: whoever begins in an incarnation is told when that one ends.
     let incarnation = worker.incarnation();
     let listener = &arrival.listener.options;
-    let attempt = Attempt {
-        connect: &connect,
-        listener,
-        peer: client.peer,
-        certificate_user: client.certificate_user.as_deref(),
-    };
     let admission = if let Some(refusal) = arrival.refusal() {
         refused(refusal.reason(), None)
-    } else if let Err(reason) = worker.shared.authenticator.check(attempt) {
-        refused(reason, None)
     } else if let Some((reason, server_reference)) = worker.unavailable() {
         refused(reason, server_reference)
-    } else if incarnation.is_none() {
-        refused(Reason::SERVER_UNAVAILABLE, None)
     } else {
-        Admission::Granted
+        match identity {
+            Err(reason) => refused(reason, None),
+            Ok(_) if incarnation.is_none() => refused(Reason::SERVER_UNAVAILABLE, None),
+            Ok(identity) => Admission::Granted(identity),
+        }
     };
     tracing::debug!(client_id = connect.client_id, peer = ?client.peer, %listener, ?version, ?admission, "CONNECT");
     let options = worker.shared.options.clone();
@@ -447,7 +447,7 @@ fn tick(conn: &Rc<Conn>, worker: &Rc<Worker>, watch: &mut Watch) {
 }
 
 /// Whether a DISCONNECT is among the whole packets that lie unread.
-fn says_goodbye(io: &IoBoxed, packet_bytes_max: u32) -> bool {
+pub(super) fn says_goodbye(io: &IoBoxed, packet_bytes_max: u32) -> bool {
     const DISCONNECT: u8 = 14;
     io.with_read_buf(|buffer| {
         let mut rest = &buffer[..];

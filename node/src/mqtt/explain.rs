@@ -20,7 +20,8 @@ pub fn reason_string(packet: &Outgoing) -> Option<&'static str> {
         | Outgoing::PubRecAt(..)
         | Outgoing::PubRel(..)
         | Outgoing::PubComp(..)
-        | Outgoing::PingResp => None,
+        | Outgoing::PingResp
+        | Outgoing::Auth(..) => None,
     }
 }
 

@@ -9,6 +9,7 @@
 //! about a session, and nothing here acknowledges what the log has not applied on this node.
 
 pub mod auth;
+mod authenticate;
 pub mod backend;
 pub mod cluster;
 mod conn;

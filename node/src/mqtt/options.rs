@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+pub use super::auth::jwt::JwtOptions;
 use super::listen::ListenerOptions;
 use quorate_store::ids::QoS;
 use quorate_store::topic::TOPIC_LEVELS_MAX;
@@ -108,6 +109,24 @@ pub struct MqttOptions {
     pub sys_client_events: bool,
     /// Clients need not authenticate, wherever they come from; else only those on loopback need not.
     pub allow_anonymous: bool,
+    /// Threads that check passwords.
+    pub auth_threads: usize,
+    /// Passwords that wait to be checked; above, a client is refused with 0x89 (3.1.1: 3).
+    pub auth_waiting_max: usize,
+    /// What becomes of a 3.1.1 client whose publish the rules refuse.
+    pub acl_deny_action: DenyAction,
+    /// Tokens in the place of passwords.
+    pub jwt: JwtOptions,
+}
+
+/// What becomes of a 3.1.1 client whose publish the rules refuse: it cannot be told.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum DenyAction {
+    /// It is disconnected, so that it does not take the message for delivered.
+    #[default]
+    Disconnect,
+    /// It is answered as if all were well, and the message is dropped and counted.
+    Ignore,
 }
 
 impl MqttOptions {
@@ -124,6 +143,8 @@ impl MqttOptions {
         self.inflight_max = self.inflight_max.max(1);
         self.subscribe_filters_max = self.subscribe_filters_max.max(1);
         self.outbound_bytes_max = self.outbound_bytes_max.max(OUTBOUND_BYTES_LEAST);
+        self.auth_threads = self.auth_threads.max(1);
+        self.auth_waiting_max = self.auth_waiting_max.max(1);
         self.page_rows_max = self.page_rows_max.max(1);
         self.page_bytes_max = self.page_bytes_max.max(1);
         self
@@ -168,6 +189,10 @@ impl Default for MqttOptions {
             mailbox_bytes_max: 64 << 20,
             sys_client_events: true,
             allow_anonymous: false,
+            auth_threads: std::thread::available_parallelism().map_or(1, |n| n.get().div_ceil(2)),
+            auth_waiting_max: 1024,
+            acl_deny_action: DenyAction::default(),
+            jwt: JwtOptions::default(),
         }
     }
 }

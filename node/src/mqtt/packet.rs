@@ -3,6 +3,7 @@
 //! What a client sends is [`Packet`], what it is sent is [`Outgoing`]. Both are plain data without a
 //! reference to sockets or codecs; the session machine sees nothing else.
 
+use std::fmt;
 use std::sync::Arc;
 
 use quorate_store::codec::Payload;
@@ -82,7 +83,7 @@ pub enum Packet {
         expiry_s: Option<u32>,
     },
     /// AUTH
-    Auth,
+    Auth(Auth),
 }
 
 /// CONNECT.
@@ -100,9 +101,9 @@ pub struct Connect {
     pub receive_maximum: u16,
     /// Maximum Packet Size that the client accepts.
     pub packet_bytes_max: Option<u32>,
-    /// Whether it asks for enhanced authentication.
-    pub has_auth_method: bool,
     /// Request Problem Information: Reason Strings and user properties on any packet, not only on CONNACK and DISCONNECT.
+    /// Authentication Method and Data: it asks for enhanced authentication.
+    pub auth: Option<Box<AuthData>>,
     pub wants_problems: bool,
     /// Topic Alias Maximum: aliases that the client takes.
     pub topic_alias_max: u16,
@@ -111,9 +112,37 @@ pub struct Connect {
     /// User Name.
     pub username: Option<String>,
     /// Password.
-    pub password: Option<bytes::Bytes>,
+    pub password: Option<Secret>,
     /// Will.
     pub will: Option<Will>,
+}
+
+/// Bytes that prove who somebody is: they reach no log line.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(pub bytes::Bytes);
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+/// Authentication Method and Authentication Data of CONNECT, AUTH and CONNACK.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AuthData {
+    /// Authentication Method.
+    pub method: String,
+    /// Authentication Data.
+    pub data: Option<Secret>,
+}
+
+/// AUTH.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Auth {
+    /// 0x00, 0x18 or 0x19.
+    pub reason: Reason,
+    /// `None` where the packet has no method.
+    pub auth: Option<Box<AuthData>>,
 }
 
 /// PUBLISH on its way in.
@@ -175,6 +204,8 @@ pub enum Outgoing {
     UnsubAck(PacketId, Vec<Reason>),
     /// PINGRESP
     PingResp,
+    /// AUTH; only to clients whose CONNECT has an Authentication Method.
+    Auth(Reason, Box<AuthData>),
     /// DISCONNECT; 3.1.1 clients are only closed.
     Disconnect(Reason, Option<Arc<str>>),
 }
@@ -211,6 +242,8 @@ pub struct Granted {
     pub offered: Offered,
     /// Response Information, for a client that asked for it.
     pub response_information: Option<Box<str>>,
+    /// Authentication Method and Data, when the client was authenticated by them [MQTT-4.12.0-5].
+    pub auth: Option<Box<AuthData>>,
 }
 
 /// What CONNACK says is not to be had here, and the session machine refuses.

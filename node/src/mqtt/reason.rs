@@ -17,6 +17,10 @@ impl Reason {
     pub const NO_MATCHING_SUBSCRIBERS: Self = Self(0x10);
     /// There was no such subscription.
     pub const NO_SUBSCRIPTION_EXISTED: Self = Self(0x11);
+    /// AUTH: the exchange goes on.
+    pub const CONTINUE_AUTHENTICATION: Self = Self(0x18);
+    /// AUTH: the client authenticates once more.
+    pub const RE_AUTHENTICATE: Self = Self(0x19);
     /// Something went wrong that has no code.
     pub const UNSPECIFIED_ERROR: Self = Self(0x80);
     /// Bytes that are no MQTT.

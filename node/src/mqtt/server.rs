@@ -19,7 +19,9 @@ use quorate_raft::NodeEffects;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use super::auth::{Anonymous, Authenticator};
+use super::auth::Chain;
+use super::auth::jwt::{Jwt, JwtError};
+use super::auth::pool::Pool;
 use super::backend::Backend;
 use super::conn;
 use super::effects::{FrontEffects, Mailbox, ToWorker};
@@ -48,6 +50,9 @@ pub enum StartError {
     /// There is nowhere to connect.
     #[error("no client could connect: there is no listener; set `mqtt` or `listeners`")]
     NoListener,
+    /// Tokens cannot be verified.
+    #[error(transparent)]
+    Jwt(#[from] JwtError),
     /// No thread.
     #[error("cannot start the MQTT threads: {0}")]
     Thread(#[source] io::Error),
@@ -63,7 +68,7 @@ pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
 #[derive(Debug)]
 pub struct MqttFront {
     options: Arc<MqttOptions>,
-    authenticator: Arc<dyn Authenticator>,
+    chain: Arc<Chain>,
     effects: Arc<FrontEffects>,
     board: Arc<SysBoard>,
     incarnation: Arc<AtomicU64>,
@@ -75,12 +80,15 @@ impl MqttFront {
     /// Prepares the workers' mailboxes.
     ///
     /// # Errors
-    /// [`StartError::Workers`].
+    /// [`StartError::Workers`], [`StartError::Jwt`], [`StartError::Thread`].
     pub fn new(options: MqttOptions) -> Result<Self, StartError> {
         if !(1..=1024).contains(&options.workers) {
             return Err(StartError::Workers(options.workers));
         }
         let options = options.sane();
+        let pool = Pool::start(options.auth_threads, options.auth_waiting_max).map_err(StartError::Thread)?;
+        let has_keys = !options.jwt.key_file.as_os_str().is_empty();
+        let jwt = if has_keys { Some(Jwt::open(options.jwt.clone())?) } else { None };
         let (mailboxes, receivers): (Vec<_>, Vec<_>) = (0..options.workers)
             .map(|_| {
                 let (tx, rx) = mpsc::unbounded_channel();
@@ -90,7 +98,7 @@ impl MqttFront {
         let incarnation = Arc::new(AtomicU64::new(0));
         let effects = FrontEffects::new(mailboxes.clone(), &options, incarnation.clone());
         Ok(Self {
-            authenticator: Arc::new(Anonymous { everywhere: options.allow_anonymous }),
+            chain: Arc::new(Chain::new(options.allow_anonymous, Arc::new(pool), jwt.map(Arc::new))),
             options: Arc::new(options),
             effects: Arc::new(effects),
             board: Arc::default(),
@@ -98,13 +106,6 @@ impl MqttFront {
             mailboxes,
             receivers,
         })
-    }
-
-    /// Replaces the rule of who may connect.
-    #[must_use]
-    pub fn with_authenticator(mut self, authenticator: Arc<dyn Authenticator>) -> Self {
-        self.authenticator = authenticator;
-        self
     }
 
     /// Where the values of `$SYS` topics are shown to new subscribers.
@@ -144,7 +145,7 @@ impl MqttFront {
             told: Bounds::new(0, 0, options.connection_rate_max),
             refusals: AtomicUsize::new(0),
             options,
-            authenticator: self.authenticator,
+            chain: self.chain,
             board: self.board,
             incarnation: self.incarnation,
         });

@@ -2,8 +2,11 @@
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
+use super::listen::AuthMethod;
 use super::reason::Reason;
 use super::session::Counts;
+
+const METHODS: usize = AuthMethod::ALL.len();
 
 /// Counters of one worker. A worker adds without contention; readers add the workers up.
 #[derive(Debug)]
@@ -54,6 +57,14 @@ pub struct Stats {
     pub busy: AtomicU64,
     /// Deliveries left to be paged because the worker was behind.
     pub mailbox_degraded: AtomicU64,
+    /// Clients that were let in, by method of authentication.
+    pub authenticated: [AtomicU64; METHODS],
+    /// Clients that were not, by method; the last: no method could judge what they showed.
+    pub auth_failures: [AtomicU64; METHODS + 1],
+    /// Publishes that the rules refused.
+    pub denied_publishes: AtomicU64,
+    /// Subscriptions that the rules refused.
+    pub denied_subscriptions: AtomicU64,
     /// Acknowledgements before their commit was applied. Stays 0.
     pub acks_before_commit: AtomicU64,
 }
@@ -84,6 +95,10 @@ impl Default for Stats {
             pages: AtomicU64::new(0),
             busy: AtomicU64::new(0),
             mailbox_degraded: AtomicU64::new(0),
+            authenticated: Default::default(),
+            auth_failures: Default::default(),
+            denied_publishes: AtomicU64::new(0),
+            denied_subscriptions: AtomicU64::new(0),
             acks_before_commit: AtomicU64::new(0),
         }
     }
@@ -115,7 +130,20 @@ impl Stats {
         add(&self.publish_bytes_out, counts.publish_bytes_out);
         add(&self.throttled, counts.throttled);
         add(&self.unknown_acks, counts.unknown_acks);
+        add(&self.denied_publishes, counts.denied_publishes);
+        add(&self.denied_subscriptions, counts.denied_subscriptions);
         add(&self.acks_before_commit, counts.acks_before_commit);
+    }
+
+    /// Counts how a client was judged.
+    pub(super) fn judged(&self, result: Result<AuthMethod, Option<AuthMethod>>) {
+        let counter = match result {
+            Ok(method) => self.authenticated.get(method as usize),
+            Err(method) => self.auth_failures.get(method.map_or(METHODS, |method| method as usize)),
+        };
+        if let Some(counter) = counter {
+            add(counter, 1);
+        }
     }
 
     /// Counts the end of a connection.
@@ -155,6 +183,12 @@ pub struct StatsSnapshot {
     pub pages: u64,
     pub busy: u64,
     pub mailbox_degraded: u64,
+    /// Word of the method and how many, all methods.
+    pub authenticated: Vec<(&'static str, u64)>,
+    /// The same of clients that were not let in; `none`: no method could judge what they showed.
+    pub auth_failures: Vec<(&'static str, u64)>,
+    pub denied_publishes: u64,
+    pub denied_subscriptions: u64,
     pub acks_before_commit: u64,
 }
 
@@ -171,6 +205,15 @@ impl StatsSnapshot {
             }
             sums
         };
+        let words = AuthMethod::ALL.iter().map(|(word, _)| *word);
+        let authenticated = words.clone().enumerate().map(|(n, word)| {
+            let counters = workers.clone().filter_map(|w| w.authenticated.get(n));
+            (word, counters.map(|c| c.load(Ordering::Relaxed)).sum())
+        });
+        let auth_failures = words.chain(["none"]).enumerate().map(|(n, word)| {
+            let counters = workers.clone().filter_map(|w| w.auth_failures.get(n));
+            (word, counters.map(|c| c.load(Ordering::Relaxed)).sum())
+        });
         let closed = (0..=u8::MAX)
             .map(|reason| {
                 let counters = workers.clone().filter_map(|w| w.closed.get(usize::from(reason)));
@@ -202,6 +245,10 @@ impl StatsSnapshot {
             pages: sum(|s| &s.pages),
             busy: sum(|s| &s.busy),
             mailbox_degraded: sum(|s| &s.mailbox_degraded),
+            authenticated: authenticated.collect(),
+            auth_failures: auth_failures.collect(),
+            denied_publishes: sum(|s| &s.denied_publishes),
+            denied_subscriptions: sum(|s| &s.denied_subscriptions),
             acks_before_commit: sum(|s| &s.acks_before_commit),
         }
     }

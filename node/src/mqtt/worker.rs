@@ -4,7 +4,7 @@
 //! that comes late never reaches the next connection in the same slot. The mailbox is drained run by run;
 //! what one run means for one connection is handled in one go and written with one encode.
 
-use std::cell::{Cell, RefCell};
+use std::cell::{Cell, Ref, RefCell};
 use std::collections::VecDeque;
 use std::rc::Rc;
 use std::sync::Arc;
@@ -12,12 +12,13 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Instant;
 
 use quorate_raft::Submission;
+use quorate_store::access::Access;
 use quorate_store::command::{Close, Command};
 use quorate_store::effect::Outcome;
 use quorate_store::ids::ClusterTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::auth::Authenticator;
+use super::auth::Chain;
 use super::backend::{Backend, Quorum};
 use super::conn::Conn;
 use super::effects::{Address, Mailbox, ToWorker, What, WorkerRun};
@@ -37,7 +38,7 @@ const EVENTS_PER_TURN_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) options: Arc<MqttOptions>,
-    pub(super) authenticator: Arc<dyn Authenticator>,
+    pub(super) chain: Arc<Chain>,
     /// Bounds of the node on connections.
     pub(super) bounds: Bounds,
     /// How many of those beyond the rate are told so.
@@ -77,6 +78,25 @@ enum Waiting {
     Lone(Box<Submission>),
 }
 
+/// Lets a line through once a second.
+#[derive(Debug, Default)]
+struct Sparse {
+    next_ms: Cell<u64>,
+    missed: Cell<u64>,
+}
+
+impl Sparse {
+    /// How many were not let through since the last, if this one is.
+    fn turn(&self, now_ms: u64) -> Option<u64> {
+        if now_ms < self.next_ms.get() {
+            self.missed.set(self.missed.get() + 1);
+            return None;
+        }
+        self.next_ms.set(now_ms + 1000);
+        Some(self.missed.take())
+    }
+}
+
 /// See the module.
 pub(super) struct Worker {
     id: u16,
@@ -84,6 +104,10 @@ pub(super) struct Worker {
     backend: Arc<dyn Backend>,
     pub(super) mailbox: Mailbox,
     quorum: watch::Receiver<Quorum>,
+    /// Who may do what; replaced as soon as it changes.
+    access: RefCell<Arc<Access>>,
+    access_changes: RefCell<watch::Receiver<Arc<Access>>>,
+    told: Sparse,
     slots: RefCell<Slots>,
     /// Lent to one input after the other.
     output: Cell<Option<Box<Output>>>,
@@ -107,12 +131,17 @@ impl std::fmt::Debug for Worker {
 impl Worker {
     pub(super) fn new(id: u16, shared: Arc<Shared>, backend: Arc<dyn Backend>, mailbox: Mailbox) -> Rc<Self> {
         let quorum = backend.quorum();
+        let mut access_changes = backend.access();
+        let access = access_changes.borrow_and_update().clone();
         Rc::new(Self {
             id,
             shared,
-            backend,
             mailbox,
             quorum,
+            access: RefCell::new(access),
+            access_changes: RefCell::new(access_changes),
+            told: Sparse::default(),
+            backend,
             slots: RefCell::default(),
             output: Cell::new(None),
             submissions: Cell::default(),
@@ -147,6 +176,29 @@ impl Worker {
         }
         let has_quorum = self.quorum.borrow().has;
         (!has_quorum).then_some((Reason::SERVER_UNAVAILABLE, None))
+    }
+
+    /// Who may do what, as of now: whoever was told that a change is made finds it made.
+    pub(super) fn access(&self) -> Ref<'_, Arc<Access>> {
+        let mut changes = self.access_changes.borrow_mut();
+        if changes.has_changed().unwrap_or(false) {
+            *self.access.borrow_mut() = changes.borrow_and_update().clone();
+        }
+        self.access.borrow()
+    }
+
+    /// Tells what may happen often, once a second at most, with how often it was not told in between.
+    pub(super) fn tell_sparsely(&self, tell: impl FnOnce(u64)) {
+        if let Some(more) = self.told.turn(self.now().mono_ms) {
+            tell(more);
+        }
+    }
+
+    /// Users have changed: clients whose user is not what it was go now.
+    fn check_identities(&self) {
+        for conn in self.all() {
+            self.drive(&conn, |session, _, out| session.check_identity(out));
+        }
     }
 
     /// Enters a connection into a free slot.
@@ -205,7 +257,12 @@ impl Worker {
 
     /// The output that all inputs share, for its buffers; an empty one when it is lent already.
     pub(super) fn borrow_output(&self) -> Box<Output> {
-        self.output.take().unwrap_or_default()
+        let mut out = self.output.take().unwrap_or_default();
+        let access = self.access();
+        if !Arc::ptr_eq(&out.access, &access) {
+            out.access = access.clone();
+        }
+        out
     }
 
     /// Carries out what a machine decided, and gives the output back.
@@ -219,7 +276,23 @@ impl Worker {
         if out.counts.accepted > 0 {
             self.announce(conn, None);
         }
-        stats.add(&std::mem::take(&mut out.counts));
+        let counts = std::mem::take(&mut out.counts);
+        stats.add(&counts);
+        if counts.denied_publishes + counts.denied_subscriptions > 0 {
+            self.tell_sparsely(|more| {
+                let session = conn.session.borrow();
+                let (client_id, user) = (session.client_id(), session.user());
+                let (publishes, subscriptions) = (counts.denied_publishes, counts.denied_subscriptions);
+                tracing::warn!(
+                    client_id,
+                    user,
+                    publishes,
+                    subscriptions,
+                    more,
+                    "refused by the rules; topics at level debug"
+                );
+            });
+        }
         let outbound_bytes_max = self.shared.options.outbound_bytes_max;
         let complete = out.packets.is_empty() || conn.write(&mut out.packets, outbound_bytes_max, stats);
         for publish in out.qos0.drain(..) {
@@ -331,7 +404,10 @@ impl Worker {
     /// Serves the mailbox until the front end is gone.
     pub(super) async fn serve_mailbox(self: Rc<Self>, mut rx: mpsc::UnboundedReceiver<ToWorker>) {
         let mut quorum = self.quorum.clone();
-        let mut watching = true;
+        let mut access = self.backend.access();
+        access.mark_changed();
+        let mut checked = Arc::<Access>::default();
+        let (mut watching, mut watching_access) = (true, true);
         let mut messages = Vec::with_capacity(MAILBOX_TURN);
         let mut handled = 0;
         loop {
@@ -349,6 +425,13 @@ impl Worker {
                     let now = quorum.borrow_and_update().clone();
                     if !now.has {
                         self.lost_quorum(&now);
+                    }
+                }
+                changed = access.changed(), if watching_access => {
+                    watching_access = changed.is_ok();
+                    let before = std::mem::replace(&mut checked, access.borrow_and_update().clone());
+                    if before.users != checked.users {
+                        self.check_identities();
                     }
                 }
             }

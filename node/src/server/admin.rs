@@ -236,6 +236,10 @@ pub(crate) fn sample(stats: &StatsSnapshot, listeners: Vec<ListenerSnapshot>) ->
         mailbox_degraded: stats.mailbox_degraded,
         pages: stats.pages,
         proposer_busy: stats.busy,
+        authenticated: stats.authenticated.clone(),
+        auth_failures: stats.auth_failures.clone(),
+        denied_publishes: stats.denied_publishes,
+        denied_subscriptions: stats.denied_subscriptions,
         acks_before_commit: stats.acks_before_commit,
     }
 }

@@ -10,6 +10,7 @@ use quorate_store::rows::RowsOptions;
 
 use crate::config::Config;
 use crate::mqtt::MqttOptions;
+use crate::mqtt::options::JwtOptions;
 
 /// Raft's timings.
 pub(crate) fn timings(config: &Config) -> Timings {
@@ -113,6 +114,21 @@ pub(crate) fn mqtt(config: &Config) -> MqttOptions {
         // Without an interval there is no `$SYS` at all.
         sys_client_events: config.sys_client_events && config.sys_interval_s > 0,
         allow_anonymous: config.allow_anonymous,
+        auth_threads: match config.auth_threads {
+            0 => MqttOptions::default().auth_threads,
+            n => n,
+        },
+        auth_waiting_max: config.auth_waiting_max,
+        acl_deny_action: config.acl_deny_action,
+        jwt: JwtOptions {
+            key_file: config.jwt_key_file.clone(),
+            algorithms: config.jwt_algorithms.clone(),
+            user_claim: config.jwt_user_claim.clone(),
+            audience: config.jwt_audience.clone(),
+            issuer: config.jwt_issuer.clone(),
+            leeway_s: config.jwt_leeway_s,
+            stays_after_expiry: config.jwt_stays_after_expiry,
+        },
     }
 }
 

@@ -10,6 +10,7 @@ use quorate::mqtt::session::PageWanted;
 use quorate::mqtt::sys::SysBoard;
 use quorate::mqtt::{MqttFront, MqttOptions, MqttServer};
 use quorate_raft::{NodeEffects, Submission};
+use quorate_store::access::Access;
 use quorate_store::command::Publish;
 use quorate_store::ids::{ClusterTime, Incarnation, Position, SessionId};
 use tokio::sync::{Notify, watch};
@@ -32,6 +33,8 @@ pub(crate) struct FakeBackend {
     pub(crate) submitting: AtomicUsize,
     room: Notify,
     quorum: watch::Sender<Quorum>,
+    /// Who may do what.
+    access: watch::Sender<Arc<Access>>,
     started: Instant,
     time: AtomicU64,
     incarnations: AtomicU64,
@@ -67,6 +70,7 @@ impl FakeBackend {
             submitting: AtomicUsize::new(0),
             room: Notify::new(),
             quorum: watch::channel(Quorum { has: true, elsewhere: None }).0,
+            access: watch::channel(Arc::default()).0,
             started: Instant::now(),
             time: AtomicU64::new(0),
             incarnations: AtomicU64::new(0),
@@ -96,6 +100,11 @@ impl FakeBackend {
 
     pub(crate) fn set_quorum(&self, has: bool, elsewhere: Option<&str>) {
         self.quorum.send_replace(Quorum { has, elsewhere: elsewhere.map(Arc::from) });
+    }
+
+    /// Changes who may do what, as the log would.
+    pub(crate) fn change_access(&self, change: impl FnOnce(&mut Access)) {
+        self.access.send_modify(|access| change(Arc::make_mut(access)));
     }
 
     pub(crate) fn incarnate(&self) -> Incarnation {
@@ -193,6 +202,10 @@ impl Backend for FakeBackend {
 
     fn quorum(&self) -> watch::Receiver<Quorum> {
         self.quorum.subscribe()
+    }
+
+    fn access(&self) -> watch::Receiver<Arc<Access>> {
+        self.access.subscribe()
     }
 
     fn cluster_time(&self) -> ClusterTime {

@@ -4,4 +4,5 @@
 pub(crate) mod backend;
 pub(crate) mod client;
 pub(crate) mod log;
+pub(crate) mod scram;
 pub(crate) mod secure;

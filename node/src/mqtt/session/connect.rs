@@ -9,10 +9,12 @@ use quorate_store::delayed;
 use quorate_store::effect::Connected;
 use quorate_store::ids::{ClusterTime, QueueSeq};
 
+use super::access::Principal;
 use super::outbox::{Outbox, Start};
 use super::rate::Rate;
 use super::requests::Wait;
 use super::{Ending, Now, Output, Session, State, offer};
+use crate::mqtt::auth::Identity;
 use crate::mqtt::options::MqttOptions;
 use crate::mqtt::packet::{ConnAck, Connect, Granted, Outgoing, Version};
 use crate::mqtt::reason::Reason;
@@ -21,8 +23,8 @@ use crate::mqtt::wire;
 /// Whether this node takes the client at all: quorum, connection limit, authentication.
 #[derive(Clone, Debug)]
 pub enum Admission {
-    /// It does.
-    Granted,
+    /// It does, and this is who it is.
+    Granted(Identity),
     /// It does not.
     Refused {
         /// Why.
@@ -67,6 +69,10 @@ impl Session {
             None => options.session_expiry_s,
         };
         let assigned = connect.client_id.is_empty().then(fresh_id);
+        let (identity, refused) = match admission {
+            Admission::Granted(identity) => (identity, None),
+            Admission::Refused { reason, server_reference } => (Identity::default(), Some((reason, server_reference))),
+        };
         let mut session = Self {
             version,
             state: State::Connecting,
@@ -78,6 +84,7 @@ impl Session {
                 keep_alive_s: told_keep_alive_s,
                 wants_response_information: connect.wants_response_information,
             },
+            principal: Principal::new(assigned.as_deref().unwrap_or(&connect.client_id), identity, now),
             connect_by_ms: now.mono_ms.saturating_add(options.connect_deadline.as_millis() as u64),
             keep_alive_ms: u64::from(keep_alive_s) * 1500,
             heard_ms: now.mono_ms,
@@ -106,7 +113,7 @@ impl Session {
             }),
             options,
         };
-        if let Some((reason, server_reference)) = session.refusal(&connect, admission) {
+        if let Some((reason, server_reference)) = session.refusal(&connect, refused, out) {
             session.end(Ending::Redirect { reason, server_reference }, out);
             return session;
         }
@@ -118,18 +125,18 @@ impl Session {
             receive_maximum: connect.receive_maximum.min(session.options.inflight_max),
             will: connect.will,
             deadline: ClusterTime(deadline),
-            // Whoever is let in is anonymous.
-            user: None,
+            user: session.user().map(str::to_owned),
         });
         session.propose(Wait::Connect, command, out);
         session
     }
 
-    fn refusal(&self, connect: &Connect, admission: Admission) -> Option<(Reason, Option<Arc<str>>)> {
-        if connect.has_auth_method {
-            // No enhanced authentication is offered yet [MQTT-4.12.0-1].
-            return Some((Reason::BAD_AUTHENTICATION_METHOD, None));
-        }
+    fn refusal(
+        &self,
+        connect: &Connect,
+        refused: Option<(Reason, Option<Arc<str>>)>,
+        out: &mut Output,
+    ) -> Option<(Reason, Option<Arc<str>>)> {
         let nameless = connect.client_id.is_empty();
         if nameless && (self.version == Version::V31 || (self.version == Version::V311 && !connect.clean_start)) {
             return Some((Reason::CLIENT_IDENTIFIER_NOT_VALID, None)); // [MQTT-3.1.3-8]
@@ -138,12 +145,19 @@ impl Session {
         if connect.will.as_ref().is_some_and(is_delayed) {
             return Some((Reason::TOPIC_NAME_INVALID, None)); // a will has a delay of its own
         }
-        match admission {
-            Admission::Granted => {
-                connect.will.as_ref().and_then(|will| self.will_refusal(will)).map(|reason| (reason, None))
-            }
-            Admission::Refused { reason, server_reference } => Some((reason, server_reference)),
+        if refused.is_some() {
+            return refused;
         }
+        // It is published later under the rights that its client has now.
+        let will = connect.will.as_ref()?;
+        if let Some(reason) = self.will_refusal(will) {
+            return Some((reason, None));
+        }
+        if self.principal.may_publish(&out.access, will.topic.as_str(), will.qos, will.retain) {
+            return None;
+        }
+        out.counts.denied_publishes += 1;
+        Some((Reason::NOT_AUTHORIZED, None))
     }
 
     /// The CONNECT was applied: the session is this connection's.
@@ -156,6 +170,7 @@ impl Session {
         self.state = State::Open;
         self.me = Some(connected.session);
         self.is_resumed = connected.present;
+        self.principal.recorded.clone_from(&connected.inbound_qos2);
         self.heard_ms = now.mono_ms;
         self.outbox = Outbox::new(Start {
             durable: connected.durable,
@@ -179,6 +194,7 @@ impl Session {
                 keep_alive_s: self.greeting.keep_alive_s,
                 offered: offer::offered(&self.options),
                 response_information: self.response_information(),
+                auth: self.principal.server_final(),
             }),
             server_reference: None,
         };
@@ -189,6 +205,7 @@ impl Session {
         }
         out.packets.push(Outgoing::ConnAck(Box::new(ack)));
     }
+
     /// Where replies to this client may go, when it asked and something is configured [MQTT-3.1.2-28].
     fn response_information(&self) -> Option<Box<str>> {
         let prefix = &self.options.response_topic_prefix;

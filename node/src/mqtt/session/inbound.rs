@@ -66,10 +66,19 @@ impl Session {
             Ok(topic) => topic,
             Err(reason) => return self.end(Ending::Error(reason), out),
         };
+        let was_open = id.is_some_and(|id| self.inbound_qos2.contains(&id));
         if let Some(id) = id
             && !self.enter_window(qos, id)
         {
             return self.end(Ending::Error(Reason::RECEIVE_MAXIMUM_EXCEEDED), out);
+        }
+        // The alias is set whether or not the rules let this message through: it belongs to the connection, and what is
+        // sent under it later is judged again. What the log has recorded already is not published a second time: it is
+        // asked for its answer.
+        let may = self.principal.may_publish(&out.access, topic.as_str(), qos, retain);
+        if !may && !id.is_some_and(|id| qos == QoS::ExactlyOnce && self.principal.recorded.contains(&id)) {
+            tracing::debug!(client_id = self.client_id(), user = self.user(), %topic, "a publish was refused by the rules");
+            return self.deny_publish(qos, id, was_open && qos == QoS::ExactlyOnce, out);
         }
         out.counts.publish_in(qos, payload.len());
         if let Some(reason) = self.publish_refusal(&topic, properties.as_deref(), &payload) {
@@ -129,6 +138,7 @@ impl Session {
     /// knows what it recorded.
     pub(super) fn release(&mut self, packet_id: PacketId, out: &mut Output) {
         let Some(from) = self.me else { return };
+        self.principal.recorded.retain(|recorded| *recorded != packet_id);
         self.propose(Wait::Release(packet_id), Command::Release { from, packet_id }, out);
     }
 
@@ -139,6 +149,7 @@ impl Session {
             return self.end(Ending::Error(reason), out);
         }
         let Subscribe { id, identifier, mut filters } = subscribe;
+        self.refuse_by_rules(&mut filters, out);
         self.refuse_above_limit(&mut filters, Reason::QUOTA_EXCEEDED);
         let known: Vec<Option<Reason>> = filters.iter().map(|f| f.as_ref().err().copied()).collect();
         let filters: Vec<_> = filters.into_iter().flatten().collect();
@@ -149,6 +160,21 @@ impl Session {
         let sys = sys_asks(identifier, &filters);
         let command = Command::Subscribe(command::Subscribe { from, identifier, filters });
         self.propose(Wait::Subscribe(id, known, sys), command, out);
+    }
+
+    /// Asks the rules for each filter: it is refused, or granted at a QoS that may be lower than asked for.
+    fn refuse_by_rules(&self, filters: &mut [Result<(TopicFilter, SubscribeOptions), Reason>], out: &mut Output) {
+        for subscription in filters {
+            let Ok((filter, options)) = subscription else { continue };
+            match self.principal.may_subscribe(&out.access, filter.as_str(), options.qos) {
+                Some(qos) => options.qos = qos,
+                None => {
+                    out.counts.denied_subscriptions += 1;
+                    tracing::debug!(client_id = self.client_id(), user = self.user(), %filter, "a subscription was refused by the rules");
+                    *subscription = Err(Reason::NOT_AUTHORIZED);
+                }
+            }
+        }
     }
 
     /// One command has so many filters, because apply does so much for it at once. Whether there were more.

@@ -10,6 +10,7 @@
 //! After a group of inputs the driver calls [`Session::finish`] once: acknowledgements that arrived together
 //! leave as one Settle, and the next page is asked for.
 
+mod access;
 mod aliases;
 mod close;
 mod connect;
@@ -27,6 +28,7 @@ mod wishes;
 use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
+use quorate_store::access::Access;
 use quorate_store::command::{Command, SessionRef, Settle};
 use quorate_store::effect::{Delivery, Outcome};
 use quorate_store::ids::{ClusterTime, PacketId, QoS, QueueSeq};
@@ -80,6 +82,8 @@ pub struct Output {
     pub closed: Option<Reason>,
     /// Bytes that the write buffer still takes. The driver sets it before each input.
     pub room: usize,
+    /// Who may do what, as this node knows it now. The driver sets it before each input.
+    pub access: Arc<Access>,
     /// What to count.
     pub counts: Counts,
 }
@@ -113,6 +117,10 @@ pub struct Counts {
     pub throttled: u64,
     /// PUBACK, PUBREC, PUBCOMP that answered nothing.
     pub unknown_acks: u64,
+    /// Publishes that the rules refused.
+    pub denied_publishes: u64,
+    /// Subscriptions that the rules refused.
+    pub denied_subscriptions: u64,
     /// Acknowledgements that were about to leave before their commit was applied: always 0.
     pub acks_before_commit: u64,
 }
@@ -156,6 +164,7 @@ pub struct Session {
     /// The session was there before this connection.
     is_resumed: bool,
     greeting: connect::Greeting,
+    principal: access::Principal,
     /// When a CONNECT that is not applied is given up.
     connect_by_ms: u64,
     /// One and a half times the keep alive; 0 for none.
@@ -272,7 +281,7 @@ impl Session {
             State::Connecting => Some(self.connect_by_ms),
             State::Open => {
                 let keep_alive = (self.keep_alive_ms > 0).then(|| self.heard_ms.saturating_add(self.keep_alive_ms));
-                keep_alive.into_iter().chain(self.throttled_until_ms).min()
+                keep_alive.into_iter().chain(self.throttled_until_ms).chain(self.principal.until_ms()).min()
             }
             State::Over => None,
         }
@@ -303,8 +312,9 @@ impl Session {
             Packet::Unsubscribe { id, filters } => self.unsubscribe(id, filters, out),
             Packet::PingReq => out.packets.push(Outgoing::PingResp),
             Packet::Disconnect { reason, expiry_s } => self.disconnect(reason, expiry_s, out),
-            // A second CONNECT [MQTT-3.1.0-2]; AUTH without a method in CONNECT [MQTT-4.12.0-6].
-            Packet::Connect(_) | Packet::Auth => self.end(Ending::Error(Reason::PROTOCOL_ERROR), out),
+            Packet::Auth(auth) => self.authenticate_again(auth, out),
+            // A second CONNECT [MQTT-3.1.0-2].
+            Packet::Connect(_) => self.end(Ending::Error(Reason::PROTOCOL_ERROR), out),
         }
     }
 
@@ -368,6 +378,9 @@ impl Session {
         }
         match self.state {
             State::Connecting => self.end(Ending::Error(Reason::SERVER_UNAVAILABLE), out),
+            State::Open if self.principal.until_ms().is_some_and(|until| until <= now.mono_ms) => {
+                self.end(Ending::Error(Reason::NOT_AUTHORIZED), out);
+            }
             // What it sent may lie unread because of us.
             State::Open if !self.wants_packets() => self.heard_ms = now.mono_ms,
             State::Open => self.end(Ending::Error(Reason::KEEP_ALIVE_TIMEOUT), out),

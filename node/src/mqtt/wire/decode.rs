@@ -13,7 +13,7 @@ use quorate_store::message::MessageProperties;
 use quorate_store::topic::{FilterKind, TopicFilter, TopicName};
 
 use super::{Codec, Wire};
-use crate::mqtt::packet::{Connect, Packet, Publish, Subscribe, Version};
+use crate::mqtt::packet::{Auth, AuthData, Connect, Packet, Publish, Secret, Subscribe, Version};
 use crate::mqtt::reason::Reason;
 use crate::mqtt::strict::{Frame, Notes, Reject};
 
@@ -106,6 +106,14 @@ fn payload(bytes: &[u8]) -> Payload {
 
 fn own(text: &ByteString) -> String {
     String::from(&**text)
+}
+
+fn secret(bytes: &[u8]) -> Secret {
+    Secret(Bytes::copy_from_slice(bytes))
+}
+
+fn auth(method: Option<&ByteString>, data: Option<&[u8]>) -> Option<Box<AuthData>> {
+    method.map(|method| Box::new(AuthData { method: own(method), data: data.map(secret) }))
 }
 
 impl Wire {
@@ -221,12 +229,12 @@ fn from_v3(wire: &Wire, packet: v3::codec::Packet) -> Result<Packet, Reject> {
                 expiry_s: None,
                 receive_maximum: u16::MAX,
                 packet_bytes_max: None,
-                has_auth_method: false,
+                auth: None,
                 wants_problems: false,
                 topic_alias_max: 0,
                 wants_response_information: false,
                 username: c.username.as_ref().map(own),
-                password: c.password.map(|p| Bytes::copy_from_slice(&p)),
+                password: c.password.map(|p| secret(&p)),
                 will,
             }))
         }
@@ -295,7 +303,10 @@ fn from_v5(wire: &Wire, packet: v5::codec::Packet, notes: Notes) -> Result<Packe
         P::Disconnect(d) => {
             Packet::Disconnect { reason: Reason(d.reason_code.into()), expiry_s: d.session_expiry_interval_secs }
         }
-        P::Auth(_) => Packet::Auth,
+        P::Auth(a) => Packet::Auth(Auth {
+            reason: Reason(a.reason_code.into()),
+            auth: auth(a.auth_method.as_ref(), a.auth_data.as_deref()),
+        }),
         P::ConnectAck(_) | P::SubscribeAck(_) | P::UnsubscribeAck(_) | P::PingResponse => {
             return Err(Reject::protocol("a packet that only servers send"));
         }
@@ -328,12 +339,12 @@ fn connect_v5(wire: &Wire, c: v5::codec::Connect, notes: Notes) -> Result<Packet
         expiry_s: Some(c.session_expiry_interval_secs),
         receive_maximum: c.receive_max.map_or(u16::MAX, std::num::NonZeroU16::get),
         packet_bytes_max: c.max_packet_size.map(std::num::NonZeroU32::get),
-        has_auth_method: c.auth_method.is_some(),
+        auth: auth(c.auth_method.as_ref(), c.auth_data.as_deref()),
         wants_problems: c.request_problem_info,
         topic_alias_max: c.topic_alias_max,
         wants_response_information: c.request_response_info,
         username: c.username.as_ref().map(own),
-        password: c.password.map(|p| Bytes::copy_from_slice(&p)),
+        password: c.password.map(|p| secret(&p)),
         will,
     })))
 }

@@ -6,7 +6,7 @@ use ntex::util::{BufMut as _, BytePages};
 use quorate_store::ids::{PacketId, Position, QoS};
 use quorate_store::message::MessageProperties;
 
-use crate::mqtt::packet::{ConnAck, Delivered, Granted, Offered, Outgoing, Version};
+use crate::mqtt::packet::{AuthData, ConnAck, Delivered, Granted, Offered, Outgoing, Version};
 use crate::mqtt::reason::Reason;
 
 /// Largest Remaining Length [MQTT-1.5.5].
@@ -40,11 +40,15 @@ pub(crate) fn encoded_len_with(version: Version, packet: &Outgoing, why: Option<
         Outgoing::UnsubAck(_, reasons) => 2 + if v5 { section_len(why_len(why)) + reasons.len() } else { 0 },
         Outgoing::PingResp => 0,
         Outgoing::ConnAck(ack) => match connack_remaining(v5, ack, why) {
+            Outgoing::Auth(_, auth) if v5 => {
+                let properties = auth_len(auth);
+                1 + variable_len(properties) + properties
+            }
             Some(n) => n,
             None => return 0,
         },
         Outgoing::Disconnect(reason, reference) if v5 => disconnect_remaining(*reason, reference.as_ref(), why),
-        Outgoing::Disconnect(..) => return 0,
+        Outgoing::Auth(..) | Outgoing::Disconnect(..) => return 0,
     };
     whole_len(remaining)
 }
@@ -100,7 +104,14 @@ pub(crate) fn encode_with(version: Version, packet: &Outgoing, why: Option<&str>
         Outgoing::PingResp => out.put_slice(&[0xD0, 0]),
         Outgoing::ConnAck(ack) => connack(v5, ack, why, out),
         Outgoing::Disconnect(reason, reference) if v5 => disconnect(*reason, reference.as_ref(), why, out),
-        Outgoing::Disconnect(..) => {}
+        Outgoing::Auth(reason, auth) if v5 => {
+            let properties = auth_len(auth);
+            head(0xF0, 1 + variable_len(properties) + properties, out);
+            out.put_u8(reason.0);
+            variable(properties, out);
+            auth_properties(auth, out);
+        }
+        Outgoing::Auth(..) | Outgoing::Disconnect(..) => {}
     }
 }
 
@@ -333,6 +344,20 @@ fn granted_len(g: &Granted) -> usize {
         + g.client_id.as_ref().map_or(0, |id| 3 + id.len())
         + if g.topic_alias_max > 0 { 3 } else { 0 }
         + if g.keep_alive_s.is_some() { 3 } else { 0 }
+        + g.auth.as_deref().map_or(0, auth_len)
+}
+
+/// Authentication Method and Data. What is too long for a field is cut: nothing that we make is.
+fn auth_len(auth: &AuthData) -> usize {
+    let data = auth.data.as_ref().map_or(0, |data| 3 + data.0.len().min(FIELD_MAX));
+    3 + auth.method.len().min(FIELD_MAX) + data
+}
+
+fn auth_properties(auth: &AuthData, out: &mut BytePages) {
+    property_field(0x15, auth.method.as_bytes(), out);
+    if let Some(data) = &auth.data {
+        property_field(0x16, &data.0, out);
+    }
 }
 
 fn reference_len(reference: Option<&Arc<str>>) -> usize {
@@ -372,6 +397,9 @@ fn connack(v5: bool, ack: &ConnAck, why: Option<&str>, out: &mut BytePages) {
         }
         if let Some(text) = &g.response_information {
             property_field(0x1A, text.as_bytes(), out);
+        }
+        if let Some(auth) = &g.auth {
+            auth_properties(auth, out);
         }
         if g.receive_maximum < u16::MAX {
             out.put_u8(0x21);

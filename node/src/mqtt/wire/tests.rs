@@ -10,7 +10,7 @@ use quorate_store::ids::{ClusterTime, PacketId, Position, QoS};
 use quorate_store::message::{Message, MessageProperties};
 
 use super::*;
-use crate::mqtt::packet::{ConnAck, Delivered, Granted, Offered, Outgoing, Publish, SentAlias};
+use crate::mqtt::packet::{AuthData, ConnAck, Delivered, Granted, Offered, Outgoing, Publish, Secret, SentAlias};
 use crate::mqtt::reason::Reason;
 
 fn id(n: u16) -> PacketId {
@@ -108,6 +108,11 @@ fn what_mqtt_cannot_carry_has_no_length() {
     assert!(!pages.is_empty(), "3.1.1 has no properties");
 }
 
+fn auth() -> Box<AuthData> {
+    let data = Some(Secret(Bytes::from_static(b"data")));
+    Box::new(AuthData { method: "SCRAM-SHA-256".into(), data })
+}
+
 #[test]
 fn every_other_packet_is_what_an_independent_codec_reads() {
     let granted = Granted {
@@ -119,6 +124,7 @@ fn every_other_packet_is_what_an_independent_codec_reads() {
         keep_alive_s: Some(9),
         offered: Offered { qos_max: QoS::ExactlyOnce, retain: true, wildcards: true, identifiers: true, shared: false },
         response_information: None,
+        auth: Some(auth()),
     };
     let connack = |reason, granted, server_reference: Option<&str>| {
         let session_present = reason == Reason::SUCCESS;
@@ -129,6 +135,7 @@ fn every_other_packet_is_what_an_independent_codec_reads() {
         connack(Reason::SUCCESS, Some(granted), None),
         connack(Reason::SERVER_UNAVAILABLE, None, None),
         connack(Reason::USE_ANOTHER_SERVER, None, Some("other:1883")),
+        Outgoing::Auth(Reason::CONTINUE_AUTHENTICATION, auth()),
         Outgoing::PubAck(id(1), Reason::SUCCESS),
         Outgoing::PubAck(id(1), Reason::QUOTA_EXCEEDED),
         Outgoing::PubRec(id(2), Reason::NO_MATCHING_SUBSCRIBERS),
