@@ -19,7 +19,7 @@ fn rule(number: u32, permission: Permission, action: AclAction, filters: &[&str]
 }
 
 fn set(backend: &FakeBackend, rules: impl IntoIterator<Item = AclRule>) {
-    backend.change_access(|access| access.rules = rules.into_iter().map(|rule| (rule.number, rule)).collect());
+    backend.change_access(|access| access.rules = rules.into_iter().collect());
 }
 
 /// A server on which `secret/#` is denied.

@@ -101,7 +101,10 @@ fn clients_go_when_their_user_goes_or_gets_another_password_and_nobody_else_does
     v3.expect_closed();
     let mut again = welcome(&server, true, "v5", "ann", b"crayon");
     // What is not about the password disconnects nobody.
-    backend.change_access(|access| access.users.get_mut("ann").unwrap().is_superuser = true);
+    backend.change_access(|access| {
+        let ann = access.users.get("ann").unwrap().clone();
+        access.users.insert("ann".into(), User { is_superuser: true, ..ann });
+    });
     again.ping();
     backend.change_access(|access| {
         access.users.remove("ann");

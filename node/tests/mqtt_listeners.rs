@@ -14,8 +14,7 @@ use std::time::{Duration, Instant};
 use mqtt_testkit::backend::FakeBackend;
 use mqtt_testkit::client::{Client, connect, packet, string};
 use mqtt_testkit::secure::{Authority, server_certificate, tcp, tls, tls_over, unix, websocket};
-use quorate::mqtt::auth::{Attempt, Authenticator};
-use quorate::mqtt::reason::Reason;
+use quorate::mqtt::auth::{Attempt, Authenticator, Identity, Judgement};
 use quorate::mqtt::{MqttOptions, MqttServer};
 use rcgen::SanType;
 use rustls::version::{TLS12, TLS13};
@@ -82,13 +81,13 @@ struct Seen {
 struct Witness(Mutex<Vec<Seen>>);
 
 impl Authenticator for Witness {
-    fn check(&self, attempt: Attempt<'_>) -> Result<(), Reason> {
+    fn judge(&self, attempt: Attempt<'_>) -> Judgement {
         self.0.lock().unwrap().push(Seen {
             listener: attempt.listener.name.clone(),
             peer: attempt.peer.map(|peer| peer.ip()),
             user: attempt.certificate_user.map(str::to_owned),
         });
-        Ok(())
+        Judgement::Now(Ok(Identity::default()))
     }
 }
 

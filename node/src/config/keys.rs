@@ -6,8 +6,9 @@ use std::path::PathBuf;
 
 use serde::Deserialize;
 
-use super::value::{DenyAction, Listen, LogFormat, QueueFull, Value};
+use super::value::{Listen, LogFormat, QueueFull, Value};
 use crate::mqtt::ListenerOptions;
+use crate::mqtt::options::DenyAction;
 
 /// One key, as help and `config default` show it.
 #[derive(Clone, Debug)]

@@ -19,7 +19,7 @@ pub use keys::{Config, Key, Layer};
 pub use value::{Listen, LogFormat, QueueFull, Value};
 
 use crate::mqtt::ListenerOptions;
-use crate::mqtt::listen::{Endpoint, load_tls};
+use crate::mqtt::listen::{AuthMethod, Endpoint, load_tls};
 use crate::nearest::nearest;
 
 /// Prefix of the environment variables.
@@ -261,6 +261,10 @@ impl Config {
                 "whoever reaches this address would be let in without authentication".to_owned(),
                 "name how clients authenticate, such as auth=password, or, on a network that you trust, set allow_anonymous = true (--allow-anonymous)",
             ));
+        }
+        if listener.auth.contains(&AuthMethod::Jwt) && self.jwt_key_file.as_os_str().is_empty() {
+            let why = "there is no key to verify tokens with".to_owned();
+            return Err(refuse(why, "set jwt_key_file (--jwt-key-file), or leave jwt out of auth"));
         }
         if let Some(tls) = &listener.tls {
             load_tls(tls).map_err(|error| {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Deserializer};
 
 use crate::mqtt::ListenerOptions;
-pub use crate::mqtt::options::DenyAction;
+use crate::mqtt::options::DenyAction;
 
 /// A type of configuration value.
 pub trait Value: Sized {

@@ -35,7 +35,7 @@ pub(super) async fn authenticate(
         let listener = &arrival.listener.options;
         let certificate_user = client.certificate_user.as_deref();
         let attempt = Attempt { connect, listener, peer: client.peer, certificate_user, access: &access };
-        worker.shared.chain.judge(attempt)
+        worker.shared.authenticator.judge(attempt)
     };
     let result = match judgement {
         Judgement::Now(result) => result,

@@ -101,9 +101,9 @@ pub struct Connect {
     pub receive_maximum: u16,
     /// Maximum Packet Size that the client accepts.
     pub packet_bytes_max: Option<u32>,
-    /// Request Problem Information: Reason Strings and user properties on any packet, not only on CONNACK and DISCONNECT.
     /// Authentication Method and Data: it asks for enhanced authentication.
     pub auth: Option<Box<AuthData>>,
+    /// Request Problem Information: Reason Strings and user properties on any packet, not only on CONNACK and DISCONNECT.
     pub wants_problems: bool,
     /// Topic Alias Maximum: aliases that the client takes.
     pub topic_alias_max: u16,

@@ -19,9 +19,9 @@ use quorate_raft::NodeEffects;
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot};
 
-use super::auth::Chain;
 use super::auth::jwt::{Jwt, JwtError};
 use super::auth::pool::Pool;
+use super::auth::{Authenticator, Chain};
 use super::backend::Backend;
 use super::conn;
 use super::effects::{FrontEffects, Mailbox, ToWorker};
@@ -68,7 +68,7 @@ pub type OnFatal = Arc<dyn Fn(&str) + Send + Sync>;
 #[derive(Debug)]
 pub struct MqttFront {
     options: Arc<MqttOptions>,
-    chain: Arc<Chain>,
+    authenticator: Arc<dyn Authenticator>,
     effects: Arc<FrontEffects>,
     board: Arc<SysBoard>,
     incarnation: Arc<AtomicU64>,
@@ -98,7 +98,7 @@ impl MqttFront {
         let incarnation = Arc::new(AtomicU64::new(0));
         let effects = FrontEffects::new(mailboxes.clone(), &options, incarnation.clone());
         Ok(Self {
-            chain: Arc::new(Chain::new(options.allow_anonymous, Arc::new(pool), jwt.map(Arc::new))),
+            authenticator: Arc::new(Chain::new(options.allow_anonymous, Arc::new(pool), jwt.map(Arc::new))),
             options: Arc::new(options),
             effects: Arc::new(effects),
             board: Arc::default(),
@@ -106,6 +106,13 @@ impl MqttFront {
             mailboxes,
             receivers,
         })
+    }
+
+    /// Replaces the rule of who may connect.
+    #[must_use]
+    pub fn with_authenticator(mut self, authenticator: Arc<dyn Authenticator>) -> Self {
+        self.authenticator = authenticator;
+        self
     }
 
     /// Where the values of `$SYS` topics are shown to new subscribers.
@@ -145,7 +152,7 @@ impl MqttFront {
             told: Bounds::new(0, 0, options.connection_rate_max),
             refusals: AtomicUsize::new(0),
             options,
-            chain: self.chain,
+            authenticator: self.authenticator,
             board: self.board,
             incarnation: self.incarnation,
         });

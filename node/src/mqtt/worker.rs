@@ -18,7 +18,7 @@ use quorate_store::effect::Outcome;
 use quorate_store::ids::ClusterTime;
 use tokio::sync::{mpsc, oneshot, watch};
 
-use super::auth::Chain;
+use super::auth::Authenticator;
 use super::backend::{Backend, Quorum};
 use super::conn::Conn;
 use super::effects::{Address, Mailbox, ToWorker, What, WorkerRun};
@@ -38,7 +38,7 @@ const EVENTS_PER_TURN_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Shared {
     pub(super) options: Arc<MqttOptions>,
-    pub(super) chain: Arc<Chain>,
+    pub(super) authenticator: Arc<dyn Authenticator>,
     /// Bounds of the node on connections.
     pub(super) bounds: Bounds,
     /// How many of those beyond the rate are told so.

@@ -82,7 +82,7 @@ pub(crate) fn auth_of(body: &[u8], at: usize) -> (String, String) {
     let mut rest = &body[at + if body[at] < 0x80 { 1 } else { 2 }..];
     let (mut method, mut data) = (String::new(), String::new());
     while let Some((id, fields)) = rest.split_first() {
-        let mut field = || {
+        let field = || {
             let n = usize::from(u16::from_be_bytes([fields[0], fields[1]]));
             (String::from_utf8(fields[2..2 + n].to_vec()).unwrap(), &fields[2 + n..])
         };

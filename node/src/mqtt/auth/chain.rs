@@ -10,12 +10,12 @@ use super::super::reason::Reason;
 use super::jwt::Jwt;
 use super::pool::Pool;
 use super::scram::{self, Exchange};
-use super::{Attempt, Identity, Judgement, Refused, stamp};
+use super::{Attempt, Authenticator, Identity, Judgement, Refused, stamp};
 
 /// What a listener without a list does.
 const DEFAULT: [AuthMethod; 4] = [AuthMethod::Scram, AuthMethod::Jwt, AuthMethod::Password, AuthMethod::Anonymous];
 
-/// Judges clients. Called on the workers' threads: it does not block.
+/// Judges clients by the methods of their listener.
 #[derive(Debug)]
 pub struct Chain {
     allow_anonymous: bool,
@@ -30,10 +30,11 @@ impl Chain {
     pub fn new(allow_anonymous: bool, pool: Arc<Pool>, jwt: Option<Arc<Jwt>>) -> Self {
         Self { allow_anonymous, pool, jwt }
     }
+}
 
+impl Authenticator for Chain {
     /// The first method that can judge what the client shows decides.
-    #[must_use]
-    pub fn judge(&self, attempt: Attempt<'_>) -> Judgement {
+    fn judge(&self, attempt: Attempt<'_>) -> Judgement {
         let listed = &attempt.listener.auth;
         let is_default = listed.is_empty();
         let methods: &[AuthMethod] = if is_default { &DEFAULT } else { listed };
@@ -69,7 +70,9 @@ impl Chain {
         let shows_something = attempt.connect.username.is_some() || attempt.connect.password.is_some();
         refused(None, if shows_something { Reason::BAD_USER_NAME_OR_PASSWORD } else { Reason::NOT_AUTHORIZED })
     }
+}
 
+impl Chain {
     fn anonymous(&self, attempt: Attempt<'_>, unchecked: bool) -> Option<Judgement> {
         let connect = attempt.connect;
         let says_nothing = connect.username.is_none() && connect.password.is_none() && connect.auth.is_none();

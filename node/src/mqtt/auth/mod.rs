@@ -119,6 +119,12 @@ pub struct Refused {
 /// Resolves when it is known who the client is.
 pub type Verdict = Pin<Box<dyn Future<Output = Result<Identity, Refused>> + Send>>;
 
+/// Decides whether a client may connect. Called on the workers' threads: it must not block.
+pub trait Authenticator: Send + Sync + fmt::Debug + 'static {
+    /// What is made of an attempt.
+    fn judge(&self, attempt: Attempt<'_>) -> Judgement;
+}
+
 /// What is made of a CONNECT.
 pub enum Judgement {
     /// It is known who it is, or that it may not come in.

@@ -128,7 +128,8 @@ pub struct ListenerOptions {
     pub connections_per_address_max: usize,
     /// New connections a second on this listener; 0: only the node's bound.
     pub connection_rate_max: u32,
-    /// How clients authenticate, in this order. Empty: anonymous, from this machine or, with `allow_anonymous`,
+    /// How clients authenticate, in this order. Empty: see [`crate::mqtt::auth::chain`]; unknown ones come from this
+    /// machine or, with `allow_anonymous`,
     /// from everywhere.
     pub auth: Vec<AuthMethod>,
 }

@@ -39,11 +39,8 @@ pub(crate) fn encoded_len_with(version: Version, packet: &Outgoing, why: Option<
         Outgoing::SubAck(_, reasons) => 2 + if v5 { section_len(why_len(why)) } else { 0 } + reasons.len(),
         Outgoing::UnsubAck(_, reasons) => 2 + if v5 { section_len(why_len(why)) + reasons.len() } else { 0 },
         Outgoing::PingResp => 0,
+        Outgoing::Auth(_, auth) if v5 => 1 + section_len(auth_len(auth)),
         Outgoing::ConnAck(ack) => match connack_remaining(v5, ack, why) {
-            Outgoing::Auth(_, auth) if v5 => {
-                let properties = auth_len(auth);
-                1 + variable_len(properties) + properties
-            }
             Some(n) => n,
             None => return 0,
         },

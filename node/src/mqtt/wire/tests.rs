@@ -218,6 +218,7 @@ fn connack_tells_what_is_not_offered_and_only_that() {
             keep_alive_s: None,
             offered,
             response_information,
+            auth: None,
         };
         let ack =
             ConnAck { session_present: false, reason: Reason::SUCCESS, granted: Some(granted), server_reference: None };

@@ -36,7 +36,8 @@ fn unix() -> ListenerOptions {
 fn users() -> Access {
     let user = |name: &str, password_hash| User { name: name.into(), password_hash, scram: None, is_superuser: false };
     let ann = user("ann", Some(password::derive("pencil", false).unwrap().password_hash));
-    Access { users: [("ann".to_owned(), ann), ("eve".to_owned(), user("eve", None))].into(), ..Access::default() }
+    let users = [("ann".to_owned(), ann), ("eve".to_owned(), user("eve", None))];
+    Access { users: users.into_iter().collect(), ..Access::default() }
 }
 
 fn judge_at(

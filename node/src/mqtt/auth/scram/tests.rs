@@ -24,7 +24,7 @@ fn access(name: &str) -> Access {
         server_key: digest("wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="),
     };
     let user = User { name: name.into(), password_hash: None, scram: Some(scram), is_superuser: false };
-    Access { users: [(name.to_owned(), user)].into(), ..Access::default() }
+    Access { users: [(name.to_owned(), user)].into_iter().collect(), ..Access::default() }
 }
 
 fn begin(first: &str) -> Result<Exchange, Bad> {

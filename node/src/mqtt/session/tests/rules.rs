@@ -15,7 +15,7 @@ fn rule(number: u32, permission: Permission, filters: &[&str]) -> AclRule {
 }
 
 fn denies(filters: &[&str]) -> Access {
-    Access { rules: [(1, rule(1, Permission::Deny, filters))].into(), ..Access::default() }
+    Access { rules: [rule(1, Permission::Deny, filters)].into_iter().collect(), ..Access::default() }
 }
 
 fn publish(topic: &str, qos: QoS, packet_id: u16) -> Packet {
@@ -127,7 +127,7 @@ fn filters_are_judged_one_by_one_and_granted_at_the_qos_of_the_rule() {
     let mut limited = rule(2, Permission::Allow, &["slow/#"]);
     limited.qos_max = QoS::AtMostOnce;
     let mut access = denies(&["secret/#"]);
-    access.rules.insert(2, limited);
+    access.rules.insert(limited);
     for (version, refused) in [(Version::V5, 0x87), (Version::V311, 0x87)] {
         let mut rig = open(version, access.clone());
         let options =
@@ -257,7 +257,7 @@ fn auth(reason: u8, method: &str, data: &str) -> Packet {
 fn scram_rig() -> Rig {
     let ann = user("ann");
     let access = Access {
-        users: [("ann".to_owned(), ann.clone()), ("bob".to_owned(), user("bob"))].into(),
+        users: [("ann".to_owned(), ann.clone()), ("bob".to_owned(), user("bob"))].into_iter().collect(),
         ..Access::default()
     };
     let identity = Identity {
@@ -349,11 +349,13 @@ fn a_client_whose_user_changes_is_disconnected() {
     rig.drive(|session, out| session.check_identity(out));
     assert!(!rig.session.is_over());
     let mut access = (*rig.out.access).clone();
-    access.users.get_mut("ann").unwrap().is_superuser = true;
+    access.users.insert("ann".into(), User { is_superuser: true, ..user("ann") });
     rig.out.access = Arc::new(access.clone());
     rig.drive(|session, out| session.check_identity(out));
     assert!(!rig.session.is_over(), "its password is the same");
-    access.users.get_mut("ann").unwrap().scram.as_mut().unwrap().stored_key[0] ^= 1;
+    let mut changed = user("ann");
+    changed.scram.as_mut().unwrap().stored_key[0] ^= 1;
+    access.users.insert("ann".into(), changed);
     rig.out.access = Arc::new(access);
     rig.drive(|session, out| session.check_identity(out));
     assert_eq!(rig.said(), [("disconnect", 0, 0x87)]);
