@@ -8,6 +8,7 @@ use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
 
 use super::JwtError;
+use super::verify::bytes_of;
 
 /// A secret for HS256 is at least as long as its hash (RFC 7518 section 3.2).
 const SECRET_BYTES_MIN: usize = 32;
@@ -79,12 +80,12 @@ fn key_set(text: &[u8]) -> Result<Vec<Found>, String> {
         let Ok(key) = DecodingKey::from_jwk(jwk) else { continue };
         let only = match jwk.common.key_algorithm {
             None => None,
-            Some(named) => match Algorithm::try_from(named) {
+            Some(named) => match named.to_string().parse::<Algorithm>() {
                 Ok(algorithm) => Some(algorithm),
                 Err(_) => continue,
             },
         };
-        if key.family() == AlgorithmFamily::Hmac && key.try_get_as_bytes().map_or(0, <[u8]>::len) < SECRET_BYTES_MIN {
+        if key.family() == AlgorithmFamily::Hmac && bytes_of(&key).map_or(0, <[u8]>::len) < SECRET_BYTES_MIN {
             return Err("a secret in it has less than 32 bytes".to_owned());
         }
         found.push((jwk.common.key_id.clone(), key, only));
@@ -106,7 +107,7 @@ fn fitting(key: &DecodingKey) -> Vec<Algorithm> {
             Algorithm::PS384,
             Algorithm::PS512,
         ],
-        AlgorithmFamily::Ec => match key.try_get_as_bytes().map_or(0, <[u8]>::len) {
+        AlgorithmFamily::Ec => match bytes_of(key).map_or(0, <[u8]>::len) {
             UNCOMPRESSED_P256 => vec![Algorithm::ES256],
             UNCOMPRESSED_P384 => vec![Algorithm::ES384],
             _ => Vec::new(),

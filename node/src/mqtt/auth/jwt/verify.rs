@@ -1,6 +1,6 @@
 //! Signatures of tokens by *ring*, which the TLS library brings anyway.
 
-use jsonwebtoken::crypto::{CryptoProvider, JwtVerifier, KeyUtils};
+use jsonwebtoken::crypto::{CryptoProvider, JwkUtils, JwtVerifier};
 use jsonwebtoken::errors::ErrorKind;
 use jsonwebtoken::signature::{Error, Verifier};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey, DecodingKeyKind};
@@ -8,9 +8,10 @@ use ring::{hmac, signature as ring_signature};
 
 static PROVIDER: CryptoProvider = CryptoProvider {
     // Nothing here makes tokens.
-    signer_factory: |_, _| Err(ErrorKind::UnsupportedAlgorithm.into()),
+    signer_factory: |_, _| Err(ErrorKind::InvalidAlgorithm.into()),
     verifier_factory: |algorithm, key| Ok(Box::new(Signed { algorithm: *algorithm, key: key.clone() })),
-    key_utils: KeyUtils::new_unimplemented(),
+    // Only for keys that sign, and for thumbprints.
+    jwk_utils: JwkUtils::new_unimplemented(),
 };
 
 /// Makes `jsonwebtoken` use this; once for the process.
@@ -69,7 +70,7 @@ fn check_hmac(algorithm: hmac::Algorithm, key: &DecodingKey, message: &[u8], sig
         return None;
     }
     // In constant time.
-    hmac::verify(&hmac::Key::new(algorithm, key.try_get_as_bytes().ok()?), message, signature).ok()
+    hmac::verify(&hmac::Key::new(algorithm, bytes_of(key)?), message, signature).ok()
 }
 
 fn check_ec(
@@ -81,5 +82,13 @@ fn check_ec(
     if key.family() != AlgorithmFamily::Ec {
         return None;
     }
-    ring_signature::UnparsedPublicKey::new(algorithm, key.try_get_as_bytes().ok()?).verify(message, signature).ok()
+    ring_signature::UnparsedPublicKey::new(algorithm, bytes_of(key)?).verify(message, signature).ok()
+}
+
+/// A key that is one run of bytes.
+pub(super) fn bytes_of(key: &DecodingKey) -> Option<&[u8]> {
+    match key.kind() {
+        DecodingKeyKind::SecretOrDer(bytes) => Some(bytes),
+        DecodingKeyKind::RsaModulusExponent { .. } => None,
+    }
 }
