@@ -175,7 +175,7 @@ fn the_main_listener_can_be_turned_off_when_there_is_another() {
 #[test]
 fn listeners_are_one_text_everywhere() {
     let dir = tempfile::tempdir().unwrap();
-    let urls = ["tcp://127.0.0.1:1884?auth=password,jwt", "unix:///run/q.sock?mode=0600"];
+    let urls = ["tcp://127.0.0.1:1884?auth=password,scram", "unix:///run/q.sock?mode=0600"];
     let path = file(&dir, &format!("mqtt = \"\"\nlisteners = {urls:?}\n"));
     let from_file = Config::load(Some(&path), no_variables(), []).unwrap();
     let from_flag = with_listeners(&[("mqtt", ""), ("listeners", &urls.join(","))]).unwrap();
@@ -196,7 +196,7 @@ fn a_listener_off_loopback_lets_nobody_in_unknown_unless_all_may() {
         ("tcp://0.0.0.0:1884", false),
         ("tcp://0.0.0.0:1884?auth=anonymous", false),
         ("tcp://0.0.0.0:1884?auth=password,anonymous", false),
-        ("ws://192.0.2.1:1884?auth=jwt", true),
+        ("ws://192.0.2.1:1884?auth=scram", true),
         ("tcp://127.0.0.1:1884", true),
         ("tcp://[::1]:1884?auth=anonymous", true),
         ("unix:///run/q.sock", true),
@@ -210,6 +210,8 @@ fn a_listener_off_loopback_lets_nobody_in_unknown_unless_all_may() {
         }
         assert!(with_listeners(&[("listeners", url), ("allow_anonymous", "true")]).is_ok(), "{url}");
     }
+    let error = with_listeners(&[("listeners", "tcp://127.0.0.1:1884?auth=jwt")]).unwrap_err().to_string();
+    assert!(error.contains("no key to verify tokens") && error.contains("jwt_key_file"), "{error}");
     let error = with_listeners(&[("listeners", "unix:///a,unix:///a")]).unwrap_err().to_string();
     assert!(error.contains("two listeners have this name") && error.contains("name="), "{error}");
 }

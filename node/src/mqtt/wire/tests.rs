@@ -122,7 +122,7 @@ fn every_other_packet_is_what_an_independent_codec_reads() {
         client_id: Some("auto-1".into()),
         topic_alias_max: 3,
         keep_alive_s: Some(9),
-        offered: Offered { qos_max: QoS::ExactlyOnce, retain: true, wildcards: true, identifiers: true, shared: false },
+        offered: Offered { qos_max: QoS::ExactlyOnce, retain: true, wildcards: true, identifiers: true, shared: true },
         response_information: None,
         auth: Some(auth()),
     };
@@ -176,9 +176,16 @@ fn every_other_packet_is_what_an_independent_codec_reads() {
             assert_eq!(u8::from(d.reason_code), reason.0);
             assert_eq!(d.server_reference.as_deref(), reference.as_deref());
         }
+        if let (v5::codec::Packet::Auth(a), Outgoing::Auth(reason, sent)) = (&read, &packet) {
+            assert_eq!(
+                (u8::from(a.reason_code.clone()), a.auth_method.as_deref()),
+                (reason.0, Some(sent.method.as_str()))
+            );
+            assert_eq!(a.auth_data.as_deref(), Some(&b"data"[..]));
+        }
         let mut bytes = encode_one(Version::V311, &packet);
-        if matches!(packet, Outgoing::Disconnect(..)) {
-            assert!(bytes.is_empty(), "3.1.1 is only closed");
+        if matches!(packet, Outgoing::Disconnect(..) | Outgoing::Auth(..)) {
+            assert!(bytes.is_empty(), "3.1.1 has no such packet from a server");
         } else {
             let codec = v3::codec::Codec::new();
             assert!(matches!(codec.decode(&mut bytes), Ok(Some(v3::codec::Decoded::Packet(..)))), "{packet:?}");

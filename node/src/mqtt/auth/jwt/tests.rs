@@ -222,7 +222,8 @@ fn a_file_without_a_usable_key_is_refused_with_what_it_should_be() {
     };
     assert!(why(b"short", &[]).contains("at least 32 bytes"));
     assert!(why(RSA_PRIVATE.as_bytes(), &[]).contains("a public key"), "nobody who reads this may make tokens");
-    assert!(why(b"{}", &[]).contains("neither a key set nor a key"));
+    assert!(why(b"{]", &[]).contains("neither a key set nor a key"));
+    assert!(why(b"{}", &[]).contains("none of its keys"));
     assert!(why(br#"{"keys":[]}"#, &[]).contains("none of its keys"));
     assert!(why(br#"{"keys":[{"kty":"oct","k":"c2hvcnQ"}]}"#, &[]).contains("less than 32 bytes"));
     assert!(why(SECRET, &["RS256"]).contains("none of its keys fits"));
