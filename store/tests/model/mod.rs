@@ -263,6 +263,7 @@ impl Model {
                 };
                 if let Some(owner) = s.owner {
                     self.kicks.push((owner, s.reference(), KickReason::Administrative));
+                    self.disconnect(*session);
                 }
                 self.end(*session);
                 Want::Is(Outcome::Done)
@@ -339,7 +340,11 @@ impl Model {
             present: present.is_some(),
             expiry_s,
             durable: session.durable,
-            rows: session.rows.iter().map(|(seq, row)| (*seq, row.may_be_gone || row.fresh)).collect(),
+            rows: session
+                .rows
+                .iter()
+                .map(|(seq, row)| (*seq, row.may_be_gone || row.fresh || row.may_return))
+                .collect(),
             sent: session.sent,
             tail: session.tail,
             has_shares: !self.shares.by_key.is_empty(),

@@ -270,7 +270,9 @@ impl Model {
             }
         }
         for session in self.sessions.values_mut() {
-            let tail = seen.tails[&session.id];
+            let Some(tail) = seen.tails.get(&session.id).copied() else {
+                return Err(format!("session {} is gone", session.id));
+            };
             let is_concerned = session.subs.keys().any(|f| is_share(f)) || self.shares.touched.contains(&session.id);
             if tail < session.tail || (tail > session.tail && !is_concerned) {
                 return Err(format!("the queue of {} ends at {tail}, expected {}", session.id, session.tail));

@@ -581,3 +581,19 @@ fn an_exclusive_and_a_plain_subscription_of_one_filter_are_two() {
     rig.publish(1, publish(None, 2, "e", "3"));
     assert_eq!(rig.queued(a.session), ["1", "2"]);
 }
+
+/// A delayed message is one message of a group like all others, when it is due.
+#[test]
+fn a_delayed_message_goes_to_one_member_or_waits_for_one() {
+    let mut rig = Rig::with_nodes(1);
+    let (a, b) = (member(&mut rig, 1, "a", 1, 1), member(&mut rig, 1, "b", 1, 1));
+    let delayed = |text: &str| Command::Publish(publish(None, 1, "$delayed/5/t/x", text));
+    rig.batch(1, vec![delayed("1"), delayed("2"), delayed("3")]);
+    rig.pass_ms(5_000);
+    let mut got = [rig.queued(a.session), rig.queued(b.session)].concat();
+    got.sort();
+    assert_eq!((got, share(&rig).waiting), (vec!["1".to_owned(), "2".to_owned()], 1));
+    rig.settle(1, b, AckKind::Puback, &[0]);
+    assert_eq!(rig.queued(b.session), ["3"]);
+    same_on_every_replica(&rig);
+}
