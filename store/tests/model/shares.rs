@@ -39,6 +39,12 @@ pub(crate) struct Shares {
     pub(super) lingering: BTreeMap<String, BTreeSet<String>>,
     /// Sessions whose subscriptions or connections have changed in this entry.
     pub(super) touched: BTreeSet<SessionId>,
+    /// Sessions whose connections have ended in this entry.
+    disconnected: BTreeSet<SessionId>,
+    /// Rows of which it is open whether they were sent when their connection ended.
+    may_return: Vec<(SessionId, Row)>,
+    /// Those whose sessions have ended, too: the messages are lost with them, or not.
+    may_be_lost: BTreeSet<Position>,
     /// A connection has ended in this entry, so that a message may have been given and come back.
     pub(super) may_have_returned: bool,
     /// All that was offered to a group in this entry, or waited before.
@@ -124,6 +130,9 @@ impl Shares {
         self.by_key.retain(|_, share| !share.is_over);
         self.lingering.clear();
         self.touched.clear();
+        self.disconnected.clear();
+        self.may_return.clear();
+        self.may_be_lost.clear();
         self.may_have_returned = false;
         self.offered = self.by_key.values().flat_map(|share| share.waiting.keys().copied()).collect();
         self.direct.clear();
@@ -194,6 +203,7 @@ impl Model {
     /// A connection has ended: what its groups gave it returns, if nobody can have it.
     pub(super) fn return_rows(&mut self, id: SessionId) {
         self.shares.touched.insert(id);
+        self.shares.disconnected.insert(id);
         self.shares.may_have_returned = true;
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let (surely_sent, sent) = session.sent;
@@ -204,7 +214,10 @@ impl Model {
             row.may_return = alive && is_open && (surely_sent..sent).contains(seq);
             alive && (row.qos == QoS::AtLeastOnce || (is_open && *seq >= sent))
         });
-        for (seq, row) in returned.collect::<Vec<_>>() {
+        let returned: Vec<(u64, Row)> = returned.collect();
+        let open = session.rows.values().filter(|row| row.may_return).map(|row| (id, row.clone()));
+        shares.may_return.extend(open);
+        for (seq, row) in returned {
             let share = row.given.and_then(|share| shares.by_key.get_mut(&share)).unwrap();
             let position = row.msg.position.unwrap_or_else(|| panic!("row {seq} without a position"));
             share.waiting.insert(position, row.msg);
@@ -219,6 +232,15 @@ impl Model {
         seen: &Seen,
         queue: &mut dyn FnMut(SessionId) -> Vec<QueuedRow>,
     ) -> Result<Vec<NewRow>, String> {
+        for (id, row) in std::mem::take(&mut self.shares.may_return) {
+            let share = row.given.and_then(|share| self.shares.by_key.get_mut(&share)).filter(|s| !s.is_over);
+            if let Some(share) = share.filter(|_| !self.sessions.contains_key(&id)) {
+                let position = row.msg.position.unwrap();
+                self.shares.offered.insert(position);
+                self.shares.may_be_lost.insert(position);
+                share.waiting.insert(position, row.msg);
+            }
+        }
         let mut found = Vec::new();
         for session in self.sessions.values_mut() {
             let gone: Vec<(u64, Row)> = session
@@ -297,7 +319,7 @@ impl Model {
         self.check_share_deliveries(&new, deliveries, &mut taken)?;
         for NewRow { session, seq, row, .. } in new {
             let session = self.sessions.get_mut(&session).unwrap();
-            if self.shares.touched.contains(&session.id) {
+            if self.shares.disconnected.contains(&session.id) {
                 // It may have been sent before the connection ended.
                 session.sent.1 = session.sent.1.max(session.tail);
             }
@@ -395,7 +417,7 @@ impl Model {
             };
             for (position, msg) in share.waiting.extract_if(.., |position, _| !has.contains(position)) {
                 let is_expired = msg.expires_at.is_some_and(|at| at <= now);
-                if !is_expired && !ended_with(&position) {
+                if !is_expired && !ended_with(&position) && !self.shares.may_be_lost.contains(&position) {
                     return Err(format!("{position} of {} is lost: {msg:?}", share.whole));
                 }
             }
