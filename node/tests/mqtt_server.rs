@@ -34,7 +34,7 @@ fn three_versions_share_a_port() {
     assert!(!present);
     v4.publish("a/b", 1, 7, b"to 3.1");
     v4.expect(0x40, &[0, 7]);
-    assert_eq!(old.read().publish(false), (1, b"to 3.1".to_vec()));
+    assert_eq!(old.read().publish(false), (32_769, b"to 3.1".to_vec()));
     let mut v5 = Client::open(at, true);
     v5.send(&connect(5, "", 2, 60, &[]));
     let ack = v5.read();

@@ -34,12 +34,12 @@ pub(super) struct Memory {
     waiting: VecDeque<Delivery>,
     bytes: usize,
     in_flight: BTreeMap<PacketId, Owes>,
-    last_id: PacketId,
+    last_id: Option<PacketId>,
 }
 
 impl Memory {
     pub(super) fn new() -> Self {
-        Self { waiting: VecDeque::new(), bytes: 0, in_flight: BTreeMap::new(), last_id: PacketId::MAX }
+        Self { waiting: VecDeque::new(), bytes: 0, in_flight: BTreeMap::new(), last_id: None }
     }
 
     pub(super) fn queue(&mut self, delivery: Delivery, bytes_max: usize, out: &mut Output) -> Result<(), Broken> {
@@ -88,19 +88,23 @@ impl Memory {
     /// What [`Self::next`] took out is on its way.
     pub(super) fn sent(&mut self, delivered: &Delivered) {
         let Some(id) = delivered.id else { return };
-        self.last_id = id;
+        self.last_id = Some(id);
         self.in_flight.insert(id, if delivered.qos == QoS::ExactlyOnce { Owes::Receipt } else { Owes::Ack });
     }
 
     /// The next identifier that is free; rows come to it as late as can be.
     fn next_id(&self, row: PacketId, is_row: impl Fn(PacketId) -> bool) -> PacketId {
-        let mut id = self.last_id.next();
-        let ahead = (u32::from(id.get()) + 65_535 - u32::from(row.get())) % 65_535;
-        if ahead < u32::from(FAR) {
+        let mut id = self.last_id.map_or(row.plus(FAR), PacketId::next);
+        let is_free = |id| !self.has(id) && !is_row(id);
+        let is_near = |id: PacketId| (u32::from(id.get()) + 65_535 - u32::from(row.get())) % 65_535 < u32::from(FAR);
+        if is_near(id) {
             id = row.plus(FAR);
         }
-        // Fewer are in flight than there are.
-        while self.has(id) || is_row(id) {
+        while !is_free(id) && !is_near(id) {
+            id = id.next();
+        }
+        // Half of all are in flight: any other. There is one, because the window is smaller.
+        while !is_free(id) {
             id = id.next();
         }
         id
