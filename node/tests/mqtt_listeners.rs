@@ -34,7 +34,7 @@ fn start_with(options: &MqttOptions, urls: &[String]) -> (Arc<FakeBackend>, Mqtt
 
 /// Says MQTT through whatever it is: QoS 1 there and back, a message of 300 kB, a DISCONNECT.
 fn talk<S: Read + Write>(stream: S, v5: bool, client_id: &str) {
-    let mut client = Client { socket: stream, v5, why: None };
+    let mut client = Client::over(stream, v5);
     client.greet(client_id, true);
     client.subscribe(1, client_id, 1);
     let large = vec![7; 300_000];
@@ -164,7 +164,7 @@ fn what_a_client_said_before_it_closed_tls_still_counts() {
     let authority = Authority::new();
     authority.issue("server", "server", vec![]);
     let (backend, server, at) = start(&[format!("tls://127.0.0.1:0?{}", authority.query("server"))]);
-    let mut client = Client { socket: tls(at[0], &authority.client(&[&TLS13], None)), v5: true, why: None };
+    let mut client = Client::over(tls(at[0], &authority.client(&[&TLS13], None)), true);
     client.greet("hasty", false);
     let bytes = [client.publish_bytes("a", 1, 1, b"last words"), vec![0xE0, 0]].concat();
     client.send(&bytes);
@@ -277,7 +277,7 @@ fn a_handshake_that_does_not_come_is_given_up() {
 #[test]
 fn packets_may_span_websocket_frames_and_share_them() {
     let (_, server, at) = start(&["ws://127.0.0.1:0".to_owned()]);
-    let mut client = Client { socket: websocket(tcp(at[0]), "/mqtt", "mqtt").unwrap(), v5: false, why: None };
+    let mut client = Client::over(websocket(tcp(at[0]), "/mqtt", "mqtt").unwrap(), false);
     for byte in connect(4, "pieces", 2, 60, &[]) {
         client.send(&[byte]);
     }
@@ -300,7 +300,7 @@ fn packets_may_span_websocket_frames_and_share_them() {
 #[test]
 fn a_text_frame_closes_the_connection() {
     let (_, server, at) = start(&["ws://127.0.0.1:0".to_owned()]);
-    let mut client = Client { socket: websocket(tcp(at[0]), "/mqtt", "mqtt").unwrap(), v5: true, why: None };
+    let mut client = Client::over(websocket(tcp(at[0]), "/mqtt", "mqtt").unwrap(), true);
     client.greet("talker", true);
     client.socket.socket.send(Message::Text("hello".into())).unwrap();
     match client.socket.socket.read().unwrap() {
@@ -318,7 +318,7 @@ fn only_the_mqtt_protocol_is_spoken_at_the_path_of_the_listener() {
     let refused = |path: &str, protocol: &str| websocket(tcp(at[0]), path, protocol).err().expect("it was granted");
     assert!(refused("/other", "mqtt").contains("404"));
     assert!(refused("/mqtt", "soap").contains("400"));
-    let mut old = Client { socket: websocket(tcp(at[0]), "/mqtt", "mqttv3.1").unwrap(), v5: false, why: None };
+    let mut old = Client::over(websocket(tcp(at[0]), "/mqtt", "mqttv3.1").unwrap(), false);
     old.send(&connect(3, "old", 2, 60, &[]));
     old.expect(0x20, &[0, 0]);
     let mut plain = tcp(at[0]);
@@ -467,7 +467,7 @@ fn new_connections_beyond_the_rate_are_told_and_then_closed() {
     let mut open: Vec<_> = (0..12).map(|_| tcp(at[0])).collect();
     let mut codes = Vec::new();
     for (n, socket) in open.drain(..).enumerate() {
-        let mut client = Client { socket, v5: n % 2 == 0, why: None };
+        let mut client = Client::over(socket, n % 2 == 0);
         let level = if client.v5 { 5 } else { 4 };
         let _ = client.socket.write_all(&connect(level, &format!("c{n}"), 2, 60, &[]));
         codes.push((client.v5, client.next().map(|ack| ack.body[1])));

@@ -51,8 +51,8 @@ async fn certificates_are_read_again_on_sighup_and_when_their_files_change() {
         })
         .await;
         // The node serves through both, and counts each.
-        let mut secure = Client { socket: tls(at, &config), v5: true, why: None };
-        let mut local = Client { socket: unix(&path), v5: false, why: None };
+        let mut secure = Client::over(tls(at, &config), true);
+        let mut local = Client::over(unix(&path), false);
         secure.greet("secure", true);
         local.greet("local", true);
         let metrics = http::get(system.admin(0), "/metrics").unwrap().body;

@@ -92,6 +92,11 @@ impl Client {
 }
 
 impl<S: Read + Write> Client<S> {
+    /// Over a stream of any kind.
+    pub(crate) fn over(socket: S, v5: bool) -> Self {
+        Self { socket, v5, why: None }
+    }
+
     /// Sends CONNECT for a session that lasts (unless `clean`), and returns Session Present.
     pub(crate) fn greet(&mut self, client_id: &str, clean: bool) -> bool {
         let ack = self.try_greet(client_id, clean);
