@@ -106,7 +106,8 @@ fn start_seen(urls: &[String]) -> (Arc<Witness>, MqttServer, Vec<SocketAddr>) {
     (witness, server, addresses)
 }
 
-/// [MQTT-4.2.0-1] [MQTT-4.2-1] [MQTT-6.0.0-1]
+/// [MQTT-4.2-1], [MQTT-4.2.0-1 v3.1.1]; over a WebSocket in binary frames [MQTT-6.0.0-1], [MQTT-6.0.0-1 v3.1.1], under
+/// the name that was offered [MQTT-6.0.0-4], [MQTT-6.0.0-4 v3.1.1].
 #[test]
 fn mqtt_is_spoken_through_every_kind_of_listener() {
     let authority = Authority::new();
@@ -273,7 +274,7 @@ fn a_handshake_that_does_not_come_is_given_up() {
     server.stop();
 }
 
-/// [MQTT-6.0.0-2]
+/// [MQTT-6.0.0-2], [MQTT-6.0.0-2 v3.1.1]
 #[test]
 fn packets_may_span_websocket_frames_and_share_them() {
     let (_, server, at) = start(&["ws://127.0.0.1:0".to_owned()]);
@@ -311,7 +312,7 @@ fn a_text_frame_closes_the_connection() {
     server.stop();
 }
 
-/// [MQTT-6.0.0-3] [MQTT-6.0.0-4]
+/// [MQTT-6.0.0-4]; that the client offers it is the rule 6.0.0-3 for clients.
 #[test]
 fn only_the_mqtt_protocol_is_spoken_at_the_path_of_the_listener() {
     let (_, server, at) = start(&["ws://127.0.0.1:0".to_owned()]);

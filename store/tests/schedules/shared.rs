@@ -53,7 +53,7 @@ fn same_on_every_replica(rig: &Rig) {
     }
 }
 
-/// [MQTT-4.8.2-4]: each member gets a part, and each at its own QoS.
+/// [MQTT-4.8.2-3]: each member gets a part, and each at its own QoS.
 #[test]
 fn each_message_goes_to_one_member_and_the_load_is_shared() {
     let mut rig = Rig::with_nodes(2);
@@ -153,8 +153,8 @@ fn what_a_member_has_not_settled_goes_to_another_when_its_connection_ends() {
     }
 }
 
-/// [MQTT-4.8.2-5]: a QoS 2 message that may have been sent is completed with its session, or ends with it; one that
-/// was certainly not sent goes to another.
+/// [MQTT-4.8.2-4], [MQTT-4.8.2-5]: a QoS 2 message that may have been sent is completed with its session, or ends with
+/// it; one that was certainly not sent goes to another.
 #[test]
 fn a_qos_2_message_that_may_have_been_sent_stays_with_its_session() {
     let mut rig = Rig::with_nodes(2);

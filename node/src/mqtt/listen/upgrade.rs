@@ -181,7 +181,7 @@ mod tests {
         }
     }
 
-    /// [MQTT-6.0.0-3]
+    /// What a client must offer is the rule 6.0.0-3, for clients.
     #[test]
     fn a_bad_request_is_answered_with_what_is_wrong() {
         for (from, to, status, text) in [
