@@ -118,6 +118,13 @@ impl Cluster {
         self.0.stream.cluster_time()
     }
 
+    /// Whether cluster time has started since a cold start of the cluster. Before it has, a deadline of now may have
+    /// passed in a moment: time goes on from the log's last stamp, and then jumps.
+    #[must_use]
+    pub fn has_time(&self) -> bool {
+        self.0.stream.has_time()
+    }
+
     /// Counters of the log on disk.
     #[must_use]
     pub fn log_stats(&self) -> &Arc<LogStats> {

@@ -71,6 +71,9 @@ pub trait Backend: Send + Sync + 'static {
     /// Estimate of cluster time, from the last applied stamp on.
     fn cluster_time(&self) -> ClusterTime;
 
+    /// Whether cluster time has started. Before it has, the deadline of a CONNECT may pass before it is committed.
+    fn has_time(&self) -> bool;
+
     /// Routes a QoS 0 publish past the log, best effort.
     fn route_qos0(&self, publish: Publish);
 

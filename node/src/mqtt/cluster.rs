@@ -87,6 +87,10 @@ impl Backend for ClusterBackend {
         self.cluster.cluster_time()
     }
 
+    fn has_time(&self) -> bool {
+        self.cluster.has_time()
+    }
+
     fn route_qos0(&self, publish: Publish) {
         self.cluster.route_qos0(publish);
     }

@@ -174,8 +174,8 @@ impl Worker {
         if let Some(away) = &*self.draining.borrow() {
             return Some((away.reason, away.server_reference.clone()));
         }
-        let has_quorum = self.quorum.borrow().has;
-        (!has_quorum).then_some((Reason::SERVER_UNAVAILABLE, None))
+        let can_commit = self.quorum.borrow().has && self.backend.has_time();
+        (!can_commit).then_some((Reason::SERVER_UNAVAILABLE, None))
     }
 
     /// Who may do what, as of now: whoever was told that a change is made finds it made.

@@ -113,6 +113,8 @@ impl ClusterAdmin for NodeAdmin {
             Some("no leader that a majority backs is known here")
         } else if status.incarnation.is_none() {
             Some("this node's start is not committed yet")
+        } else if !self.cluster.has_time() {
+            Some("cluster time has not started yet: too few nodes have told of their clocks")
         } else {
             None
         };

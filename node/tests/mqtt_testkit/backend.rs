@@ -212,6 +212,10 @@ impl Backend for FakeBackend {
         ClusterTime(self.started.elapsed().as_millis() as u64)
     }
 
+    fn has_time(&self) -> bool {
+        true
+    }
+
     fn route_qos0(&self, publish: Publish) {
         let mut log = self.log();
         let run = log.route_qos0(&publish);

@@ -13,7 +13,7 @@ use tokio::sync::watch;
 use super::{DirectTable, Directs, LeaderLinks, ProposeError, Proposer, StreamObserver, StreamStats, run_stream};
 use crate::apply::ApplyHandle;
 use crate::clock::{ClusterClock, run_ticker};
-use crate::consensus::Consensus;
+use crate::consensus::{Consensus, StampClock as _};
 use crate::effects::NodeEffects;
 use crate::incarnation::{StartTable, run_incarnations};
 use crate::leader_intake::{Asks, LeaderDesk, LeaderIntake};
@@ -141,6 +141,11 @@ impl StreamSide {
     /// Cluster time now, as far as this node knows.
     pub(crate) fn cluster_time(&self) -> ClusterTime {
         self.clock.now()
+    }
+
+    /// Whether that is live: before it is, at a cold start, it may be as old as the outage.
+    pub(crate) fn has_time(&self) -> bool {
+        self.clock.is_live()
     }
 
     /// This node's incarnation, and each change of it.
