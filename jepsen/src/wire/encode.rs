@@ -84,6 +84,11 @@ fn properties(out: &mut Vec<u8>, version: Version, list: &[Property]) {
 
 /// CONNECT.
 pub fn connect(out: &mut Vec<u8>, version: Version, connect: &Connect) {
+    connect_with(out, version, connect, &[]);
+}
+
+/// CONNECT with properties beside those that [`Connect`] has a field for.
+pub fn connect_with(out: &mut Vec<u8>, version: Version, connect: &Connect, more: &[Property]) {
     let mut body = Vec::new();
     prefixed(&mut body, b"MQTT");
     body.push(if version == Version::V4 { 4 } else { 5 });
@@ -97,6 +102,7 @@ pub fn connect(out: &mut Vec<u8>, version: Version, connect: &Connect) {
     if connect.receive_maximum != u16::MAX {
         list.push(Property { id: property::RECEIVE_MAXIMUM, value: Value::U16(connect.receive_maximum) });
     }
+    list.extend_from_slice(more);
     properties(&mut body, version, &list);
     prefixed(&mut body, connect.client_id.as_bytes());
     if let Some(will) = &connect.will {

@@ -17,6 +17,10 @@ pub const WILL_DELAY: u8 = 0x18;
 pub const SERVER_REFERENCE: u8 = 0x1c;
 /// Receive Maximum.
 pub const RECEIVE_MAXIMUM: u8 = 0x21;
+/// Topic Alias Maximum.
+pub const TOPIC_ALIAS_MAXIMUM: u8 = 0x22;
+/// Topic Alias.
+pub const TOPIC_ALIAS: u8 = 0x23;
 /// Maximum Packet Size.
 pub const MAXIMUM_PACKET: u8 = 0x27;
 /// User Property.

@@ -62,11 +62,25 @@ impl Raw {
         (client, packet)
     }
 
-    /// Sends CONNECT and waits for nothing.
-    pub(crate) async fn send_connect(at: SocketAddr, version: Version, connect: &Connect) -> Self {
+    /// As [`Self::connect`], with properties of CONNECT that [`Connect`] has no field for.
+    pub(crate) async fn connect_with(at: SocketAddr, connect: &Connect, more: &[Property]) -> (Self, bool) {
+        let mut client = Self::to(at, Version::V5).await;
+        client.send(|out, version| encode::connect_with(out, version, connect, more)).await;
+        match client.next_or_close().await {
+            Some(Packet::ConnAck { code: 0, present, .. }) => (client, present),
+            other => panic!("{} at {at} got {other:?}", connect.client_id),
+        }
+    }
+
+    async fn to(at: SocketAddr, version: Version) -> Self {
         let stream = TcpStream::connect(at).await.unwrap_or_else(|e| panic!("connecting to {at}: {e}"));
         stream.set_nodelay(true).unwrap();
-        let mut client = Self { stream, input: Vec::new(), version, next_id: 1 };
+        Self { stream, input: Vec::new(), version, next_id: 1 }
+    }
+
+    /// Sends CONNECT and waits for nothing.
+    pub(crate) async fn send_connect(at: SocketAddr, version: Version, connect: &Connect) -> Self {
+        let mut client = Self::to(at, version).await;
         client.send(|out, version| encode::connect(out, version, connect)).await;
         client
     }
