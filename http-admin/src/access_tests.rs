@@ -204,3 +204,24 @@ async fn a_limit_or_a_lost_majority_is_answered_with_what_to_do() {
         assert_eq!((got.as_u16(), &problem["type"]), (status, &json!(kind)), "{problem}");
     }
 }
+
+#[tokio::test]
+async fn groups_are_listed_and_get_a_strategy_that_can_be() {
+    let fake = Fake::leader();
+    let server = serve(&fake).await;
+    let shares = get(&server, "/shares").await;
+    assert_eq!(
+        (&shares["shares"][0]["strategy"], &shares["shares"][0]["waiting_messages"]),
+        (&json!("round-robin"), &json!(3))
+    );
+    let put = json!({"name": "g", "filter": "a/#", "strategy": "sticky"});
+    assert_eq!(ask(&server, Method::PUT, "/shares/strategy", &put).await, (StatusCode::OK, put));
+    assert_eq!(fake.asked().last().map(String::as_str), Some("g a/# StickyTopic"));
+    for bad in [
+        json!({"name": "g/h", "filter": "a", "strategy": "local"}),
+        json!({"name": "g", "filter": "a#", "strategy": "local"}),
+        json!({"name": "g", "filter": "a", "strategy": "loudest"}),
+    ] {
+        assert_eq!(ask(&server, Method::PUT, "/shares/strategy", &bad).await.0, StatusCode::BAD_REQUEST, "{bad}");
+    }
+}

@@ -6,10 +6,13 @@ use std::sync::Arc;
 
 use axum::http::StatusCode;
 use quorate_store::access::{Access, AccessError, AclRule, Permission, User};
+use quorate_store::command::ShareStrategy;
+use quorate_store::topic::TopicFilter;
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 use crate::problem::Problem;
+use crate::shares::ShareView;
 
 /// `GET /api/v1/cluster`, as this node sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -272,4 +275,8 @@ pub trait ClusterAdmin: Clone + Send + Sync + 'static {
     fn fresh_access(&self) -> answers!(Arc<Access>);
     /// Carries out a change of users or rules, on any node. Whether there was what it removes.
     fn change_access(&self, change: AccessChange) -> answers!(bool);
+    /// Groups of shared subscriptions as applied here.
+    fn shares(&self) -> answers!(Vec<ShareView>);
+    /// Sets how the members of a group are chosen, on any node.
+    fn set_share_strategy(&self, share: String, filter: TopicFilter, strategy: ShareStrategy) -> answers!(());
 }

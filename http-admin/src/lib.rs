@@ -15,6 +15,7 @@ pub mod password;
 mod problem;
 mod routes;
 mod server;
+mod shares;
 mod stages;
 #[cfg(test)]
 mod testkit;
@@ -33,5 +34,6 @@ pub use metrics::{ListenerSample, Metrics, MqttSample, MqttSource};
 pub use problem::{PROBLEM_JSON, Problem};
 pub use routes::{Limits, router};
 pub use server::AdminServer;
+pub use shares::{PutStrategy, ShareList, ShareView, Strategy};
 pub use stages::{LogSample, Stages, StagesSource};
 pub use users::{PutUser, UserPage, UserView};

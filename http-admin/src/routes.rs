@@ -79,6 +79,7 @@ pub fn router<C: ClusterAdmin>(cluster: C, forwarder: Forwarder, metrics: Arc<Me
         .route("/api/v1/cluster/digest", get(digest::<C>))
         .merge(crate::users::routes::<C>())
         .merge(crate::acls::routes::<C>())
+        .merge(crate::shares::routes::<C>())
         .layer(axum::middleware::from_fn_with_state(shared.clone(), bounded::<C>))
         .layer(DefaultBodyLimit::max(limits.body_bytes_max));
     health

@@ -5,11 +5,14 @@ use std::time::Duration;
 
 use axum::Router;
 use quorate_store::access::Access;
+use quorate_store::command::ShareStrategy;
+use quorate_store::topic::TopicFilter;
 
 use crate::cluster::{
     AccessChange, AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, NodeState,
     NodeView, Role, Transferred,
 };
+use crate::shares::{ShareView, Strategy};
 use crate::{AdminServer, Forwarder, Limits, ListenerSample, LogSample, Metrics, MqttSample, Stages, router};
 
 /// A view with these voters (the first leads) and learners, all up.
@@ -142,6 +145,26 @@ impl ClusterAdmin for Fake {
                 true
             }
         })
+    }
+    async fn shares(&self) -> Result<Vec<ShareView>, AdminError> {
+        self.take("shares".to_owned()).await?;
+        Ok(vec![ShareView {
+            name: "g".to_owned(),
+            filter: "a/#".to_owned(),
+            strategy: Strategy::RoundRobin,
+            members: 2,
+            waiting_messages: 3,
+            waiting_bytes: 300,
+            dropped_messages: 0,
+        }])
+    }
+    async fn set_share_strategy(
+        &self,
+        share: String,
+        filter: TopicFilter,
+        strategy: ShareStrategy,
+    ) -> Result<(), AdminError> {
+        self.take(format!("{share} {filter} {strategy:?}")).await
     }
 }
 

@@ -263,3 +263,42 @@ async fn an_exclusive_subscription_is_one_sessions_on_all_nodes() {
     system.wait_whole();
     system.assert_same_digest();
 }
+
+/// `quorate share …` at a node; what it prints.
+fn share(system: &System, place: usize, arguments: &[&str]) -> String {
+    let done = std::process::Command::new(env!("CARGO_BIN_EXE_quorate"))
+        .arg("share")
+        .args(arguments)
+        .args(["--admin", &format!("http://{}", system.admin(place))])
+        .output()
+        .unwrap();
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    String::from_utf8(done.stdout).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_strategy_set_at_any_node_holds_at_once_and_is_listed_at_all() {
+    let mut system = three_nodes();
+    let follower = system.follower();
+    let set = share(&system, follower, &["strategy", "workers", "jobs/#", "sticky"]);
+    assert_eq!(set, "$share/workers/jobs/#: sticky\n");
+    let mut a = member(&system, 0, "a", 1, 100).await;
+    let mut b = member(&system, 1, "b", 1, 100).await;
+    publish_numbers(&system, 2, "jobs/one", 1, 0..10).await;
+    // All ten go to one of the two.
+    let (mut sticky, mut other, first) = tokio::select! {
+        first = a.expect_publish() => (a, b, first),
+        first = b.expect_publish() => (b, a, first),
+    };
+    assert_eq!(number(&first), 0);
+    sticky.settle(&first).await;
+    for n in 1..10 {
+        sticky.receive_through(&n.to_string(), false).await;
+    }
+    other.expect_nothing().await;
+    for place in 0..3 {
+        let list = share(&system, place, &["list"]);
+        assert!(list.contains("$share/workers/jobs/#") && list.contains("sticky") && list.contains('2'), "{list}");
+    }
+    system.assert_same_digest();
+}

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::BoxFuture;
 use quorate_store::access::Access;
 use quorate_store::command::{Command, Publish};
-use quorate_store::effect::Outcome;
+use quorate_store::effect::{Outcome, ShareSummary};
 use quorate_store::ids::{ClusterTime, NodeId};
 use quorate_store::log::LogStats;
 use quorate_store::machine::Totals;
@@ -166,6 +166,11 @@ impl Cluster {
     /// How many sessions and subscriptions there are in the cluster, as applied here; zeroes once it has stopped.
     pub async fn totals(&self) -> Totals {
         self.0.apply.with_machine(|machine| machine.totals()).await.unwrap_or_default()
+    }
+
+    /// Groups of shared subscriptions, as applied here; none once it has stopped.
+    pub async fn shares(&self) -> Vec<ShareSummary> {
+        self.0.apply.with_machine(|machine| machine.shares()).await.unwrap_or_default()
     }
 
     /// Hash of all rows here, with the applied index it belongs to: equal on all nodes at the same index. A

@@ -8,6 +8,7 @@ mod admin;
 mod cluster;
 mod publish;
 mod settings;
+mod share;
 mod subscribe;
 mod target;
 mod user;
@@ -98,6 +99,8 @@ enum Command {
     User(user::UserArgs),
     /// Say what clients may publish and subscribe to
     Acl(acl::AclArgs),
+    /// Look at shared subscriptions and set how their members are chosen
+    Share(share::ShareArgs),
     /// Publish messages
     Pub(publish::PubArgs),
     /// Subscribe and print what comes
@@ -133,6 +136,7 @@ pub fn run() -> ExitCode {
         Command::Cluster(args) => runtime().and_then(|runtime| runtime.block_on(cluster::run(args))),
         Command::User(args) => runtime().and_then(|runtime| runtime.block_on(user::run(args))),
         Command::Acl(args) => runtime().and_then(|runtime| runtime.block_on(acl::run(args))),
+        Command::Share(args) => runtime().and_then(|runtime| runtime.block_on(share::run(args))),
         Command::Pub(args) => runtime().and_then(|runtime| runtime.block_on(publish::run(args))),
         Command::Sub(args) => runtime().and_then(|runtime| runtime.block_on(subscribe::run(args))),
         Command::Config(args) => config(&args.command),

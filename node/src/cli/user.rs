@@ -53,7 +53,7 @@ enum UserCommand {
         #[arg(long, value_name = "FILE")]
         password_file: Option<PathBuf>,
     },
-    /// Delete a user; its sessions stay, and clients that are connected as it stay connected
+    /// Delete a user: clients that are connected as it by password or SCRAM are disconnected, its sessions stay
     Delete {
         /// User name
         name: String,

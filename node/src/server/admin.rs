@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use quorate_http_admin::{
     AccessChange, AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress,
-    ListenerSample, LogSample, MqttSample, NodeState, NodeView, Role, Stages, Transferred,
+    ListenerSample, LogSample, MqttSample, NodeState, NodeView, Role, ShareView, Stages, Transferred,
 };
 use quorate_raft::{Cluster, ClusterStatus, JoinError, MembershipError, NodeRole, NodeStatus, ProposeError};
 use quorate_store::access::Access;
-use quorate_store::command::{Command, NodeInfo, Setting};
-use quorate_store::effect::Outcome;
+use quorate_store::command::{Command, NodeInfo, Setting, ShareStrategy};
+use quorate_store::effect::{Outcome, ShareSummary};
 use quorate_store::ids::NodeId;
 use quorate_store::log::SYNC_US_BOUNDS;
+use quorate_store::topic::TopicFilter;
 
 use crate::mqtt::listen::ListenerSnapshot;
 use crate::mqtt::stats::StatsSnapshot;
@@ -199,12 +200,46 @@ impl ClusterAdmin for NodeAdmin {
             Ok(Outcome::Done) => Ok(true),
             Ok(Outcome::Void) => Ok(false),
             Ok(Outcome::AccessRefused(error)) => Err(AdminError::Access(error)),
-            Ok(other) => Err(AdminError::Internal(format!("the state machine answered {other:?}"))),
-            Err(error @ (ProposeError::NotIdempotent | ProposeError::Encode(_))) => {
-                Err(AdminError::Internal(error.to_string()))
-            }
-            Err(error) => Err(AdminError::Unavailable(error.to_string())),
+            other => Err(not_done(other)),
         }
+    }
+
+    async fn shares(&self) -> Result<Vec<ShareView>, AdminError> {
+        let view = |share: ShareSummary| ShareView {
+            name: share.name,
+            filter: share.filter,
+            strategy: share.strategy.into(),
+            members: share.members.len() as u64,
+            waiting_messages: share.waiting,
+            waiting_bytes: share.waiting_bytes,
+            dropped_messages: share.dropped,
+        };
+        Ok(self.cluster.shares().await.into_iter().map(view).collect())
+    }
+
+    async fn set_share_strategy(
+        &self,
+        share: String,
+        filter: TopicFilter,
+        strategy: ShareStrategy,
+    ) -> Result<(), AdminError> {
+        match self.cluster.propose_direct(Command::SetShareStrategy { share, filter, strategy }).await {
+            Ok(Outcome::Done) => Ok(()),
+            Ok(Outcome::LimitReached) => Err(AdminError::Conflict(
+                "as many groups as can be have a strategy of their own: give some the default, most-room, again"
+                    .to_owned(),
+            )),
+            other => Err(not_done(other)),
+        }
+    }
+}
+
+/// Why a command was not carried out, or is not known to be.
+fn not_done(answer: Result<Outcome, ProposeError>) -> AdminError {
+    match answer {
+        Ok(other) => AdminError::Internal(format!("the state machine answered {other:?}")),
+        Err(error @ (ProposeError::NotIdempotent | ProposeError::Encode(_))) => AdminError::Internal(error.to_string()),
+        Err(error) => AdminError::Unavailable(error.to_string()),
     }
 }
 
