@@ -177,10 +177,7 @@ fn every_other_packet_is_what_an_independent_codec_reads() {
             assert_eq!(d.server_reference.as_deref(), reference.as_deref());
         }
         if let (v5::codec::Packet::Auth(a), Outgoing::Auth(reason, sent)) = (&read, &packet) {
-            assert_eq!(
-                (u8::from(a.reason_code.clone()), a.auth_method.as_deref()),
-                (reason.0, Some(sent.method.as_str()))
-            );
+            assert_eq!((u8::from(a.reason_code), a.auth_method.as_deref()), (reason.0, Some(sent.method.as_str())));
             assert_eq!(a.auth_data.as_deref(), Some(&b"data"[..]));
         }
         let mut bytes = encode_one(Version::V311, &packet);
