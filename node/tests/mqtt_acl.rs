@@ -79,7 +79,7 @@ fn what_is_refused_is_told_and_reaches_nobody() {
     drop(backend);
 }
 
-/// [MQTT-3.3.5-2]
+/// [MQTT-3.3.5-2 v3.1.1]
 #[test]
 fn an_older_client_is_disconnected_or_answered_as_the_node_is_configured() {
     let (_backend, server) = start(&MqttOptions::default());

@@ -189,7 +189,7 @@ fn welcome_scram(server: &MqttServer) -> Client {
     client
 }
 
-/// [MQTT-4.12.0-2] [MQTT-4.12.0-5]
+/// [MQTT-4.12.0-2] [MQTT-4.12.0-5] [MQTT-4.12.1-1] [MQTT-3.15.2-1]
 #[test]
 fn scram_proves_each_side_to_the_other_and_once_more_while_connected() {
     let (backend, server) = start(&MqttOptions::default());

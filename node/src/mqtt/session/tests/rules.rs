@@ -57,7 +57,7 @@ fn a_refused_publish_is_answered_in_turn_and_reaches_nothing() {
     assert!(matches!(&rig.take_commands()[..], [Command::Publish(p)] if p.packet_id == Some(id(3))));
 }
 
-/// [MQTT-3.3.5-2]
+/// [MQTT-3.3.5-2 v3.1.1]
 #[test]
 fn an_older_client_is_disconnected_or_answered_as_usual() {
     for qos in [QoS::AtMostOnce, QoS::AtLeastOnce, QoS::ExactlyOnce] {
