@@ -164,7 +164,7 @@ fn every_other_packet_is_what_an_independent_codec_reads() {
                 assert_eq!((ack.receive_max.get(), ack.topic_alias_max), (10, 3));
                 assert_eq!((ack.session_expiry_interval_secs, ack.server_keepalive_sec), (Some(5), Some(9)));
                 assert_eq!(ack.max_packet_size, Some(1 << 20));
-                assert!(!ack.shared_subscription_available && ack.wildcard_subscription_available);
+                assert!(ack.shared_subscription_available && ack.wildcard_subscription_available);
             }
         }
         if let (v5::codec::Packet::PublishAck(a), Outgoing::PubAckAt(id, reason, position)) = (&read, &packet) {

@@ -4,8 +4,9 @@ use std::path::Path;
 use std::str::FromStr as _;
 use std::sync::Arc;
 
-use jsonwebtoken::jwk::{Jwk, JwkSet, PublicKeyUse};
+use jsonwebtoken::jwk::{Jwk, PublicKeyUse};
 use jsonwebtoken::{Algorithm, AlgorithmFamily, DecodingKey};
+use serde_json::Value;
 
 use super::JwtError;
 use super::verify::bytes_of;
@@ -70,14 +71,18 @@ fn pem(text: &[u8]) -> Option<DecodingKey> {
 type Found = (Option<String>, DecodingKey, Option<Algorithm>);
 
 fn key_set(text: &[u8]) -> Result<Vec<Found>, String> {
-    let set = serde_json::from_slice::<JwkSet>(text)
-        .or_else(|error| serde_json::from_slice::<Jwk>(text).map(|key| JwkSet { keys: vec![key] }).map_err(|_| error))
+    let value: Value = serde_json::from_slice(text)
         .map_err(|error| format!("it is neither a key set nor a key (RFC 7517): {error}"))?;
-    let for_signatures = |key: &&Jwk| key.common.public_key_use.as_ref().is_none_or(|u| *u == PublicKeyUse::Signature);
+    let listed = match value.get("keys") {
+        Some(Value::Array(keys)) => keys.clone(),
+        _ => vec![value],
+    };
+    // A key of a kind that is unknown here may stand in a set that others use, too: it is passed over (RFC 7517 section 5).
+    let keys = listed.into_iter().filter_map(|key| serde_json::from_value::<Jwk>(key).ok());
+    let for_signatures = |key: &Jwk| key.common.public_key_use.as_ref().is_none_or(|u| *u == PublicKeyUse::Signature);
     let mut found = Vec::new();
-    for jwk in set.keys.iter().filter(for_signatures) {
-        // A key of another kind may stand in a set that others use, too.
-        let Ok(key) = DecodingKey::from_jwk(jwk) else { continue };
+    for jwk in keys.filter(for_signatures) {
+        let Ok(key) = DecodingKey::from_jwk(&jwk) else { continue };
         let only = match jwk.common.key_algorithm {
             None => None,
             Some(named) => match named.to_string().parse::<Algorithm>() {
