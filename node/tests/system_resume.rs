@@ -10,23 +10,11 @@ use std::time::Duration;
 
 use quorate_jepsen::wire::property::{self, Property, Value};
 use quorate_jepsen::wire::{AckKind, Packet, Publish, Version};
-use testkit::raw::{self, Raw, publish};
-use testkit::{SOON, System, eventually, nodes, three_nodes};
+use testkit::raw::{self, Raw, number, publish};
+use testkit::{SOON, eventually, nodes, three_nodes};
 
 fn limited(id: &str, clean: bool, receive_maximum: u16) -> raw::Connect {
     raw::Connect { receive_maximum, ..raw::client(id, clean) }
-}
-
-async fn publish_numbers(system: &System, place: usize, topic: &str, qos: u8, numbers: std::ops::Range<u32>) {
-    let mut publisher = system.connect(place, Version::V5, "publisher").await;
-    for number in numbers {
-        publisher.publish_through(topic, qos, &number.to_string()).await;
-    }
-    publisher.disconnect().await;
-}
-
-fn number(publish: &Publish) -> u32 {
-    String::from_utf8_lossy(&publish.payload).parse().unwrap()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
@@ -34,7 +22,7 @@ async fn a_resumed_session_keeps_its_packet_identifiers_and_dup_tells_what_was_s
     let mut system = three_nodes();
     let (mut client, _) = Raw::connect(system.mqtt(0), Version::V5, &limited("resumed", true, 10)).await;
     client.subscribe("resumed/#", 1).await;
-    publish_numbers(&system, 2, "resumed/x", 1, 0..15).await;
+    system.publish_numbers(2, "resumed/x", 1, 0..15).await;
     let mut sent = BTreeMap::new();
     for _ in 0..10 {
         let p = client.expect_publish().await;
@@ -57,7 +45,7 @@ async fn a_resumed_session_keeps_its_packet_identifiers_and_dup_tells_what_was_s
     }
     client.expect_nothing().await;
     // A PUBACK that was committed is never followed by a redelivery.
-    publish_numbers(&system, 2, "resumed/x", 1, 15..16).await;
+    system.publish_numbers(2, "resumed/x", 1, 15..16).await;
     client.receive_through("15", false).await;
     client.disconnect().await;
     system.resume(0, Version::V5, "resumed").await.expect_nothing().await;
@@ -69,7 +57,7 @@ async fn a_session_resumed_with_a_smaller_receive_maximum_gets_its_pubrels_first
     let mut system = three_nodes();
     let (mut client, _) = Raw::connect(system.mqtt(0), Version::V5, &limited("smaller", true, 10)).await;
     client.subscribe("smaller/#", 2).await;
-    publish_numbers(&system, 2, "smaller/x", 2, 0..15).await;
+    system.publish_numbers(2, "smaller/x", 2, 0..15).await;
     let mut ids = Vec::new();
     for _ in 0..10 {
         ids.push(client.expect_publish().await.id);
@@ -115,7 +103,7 @@ async fn what_a_living_node_did_not_send_comes_without_dup_though_the_window_had
     let mut system = three_nodes();
     let (mut client, _) = Raw::connect(system.mqtt(0), Version::V5, &limited("roomy", true, 10)).await;
     client.subscribe("roomy/#", 1).await;
-    publish_numbers(&system, 2, "roomy/x", 1, 0..3).await;
+    system.publish_numbers(2, "roomy/x", 1, 0..3).await;
     for wanted in 0..3 {
         assert_eq!(number(&client.expect_publish().await), wanted);
     }
@@ -123,8 +111,8 @@ async fn what_a_living_node_did_not_send_comes_without_dup_though_the_window_had
     // What the node said of the end is committed before what it says afterwards.
     let gone = || (system.metric(0, "quorate_mqtt_connections") == 0).then_some(());
     eventually("the connection is over", SOON, gone).await;
-    publish_numbers(&system, 0, "elsewhere", 1, 0..1).await;
-    publish_numbers(&system, 2, "roomy/x", 1, 3..7).await;
+    system.publish_numbers(0, "elsewhere", 1, 0..1).await;
+    system.publish_numbers(2, "roomy/x", 1, 3..7).await;
     let (mut client, is_present) = Raw::connect(system.mqtt(1), Version::V5, &limited("roomy", false, 100)).await;
     assert!(is_present);
     for wanted in 0..7 {
@@ -141,7 +129,7 @@ async fn a_node_that_died_may_have_sent_its_window_so_all_of_it_has_dup() {
     let mut system = three_nodes();
     let (mut client, _) = Raw::connect(system.mqtt(0), Version::V5, &limited("window", true, 5)).await;
     client.subscribe("window/#", 1).await;
-    publish_numbers(&system, 2, "window/x", 1, 0..8).await;
+    system.publish_numbers(2, "window/x", 1, 0..8).await;
     for wanted in 0..5 {
         assert_eq!(number(&client.expect_publish().await), wanted);
     }
@@ -210,7 +198,7 @@ async fn an_offline_session_gets_everything_in_order_on_whichever_node() {
     let mut client = system.connect(0, Version::V4, "away").await;
     client.subscribe("away/#", 1).await;
     client.disconnect().await;
-    publish_numbers(&system, 1, "away/x", 1, 0..3000).await;
+    system.publish_numbers(1, "away/x", 1, 0..3000).await;
     let mut client = system.resume(2, Version::V4, "away").await;
     for wanted in 0..3000 {
         let p = client.expect_publish().await;

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 
 use quorate_jepsen::wire::encode;
 use quorate_jepsen::wire::{AckKind, Packet, Publish, Version};
-use testkit::raw::{self, Raw};
+use testkit::raw::{self, Raw, number};
 use testkit::{RECOVERY, SOON, System, eventually, three_nodes};
 
 const JOBS: &str = "$share/workers/jobs/#";
@@ -20,18 +20,6 @@ async fn member(system: &System, place: usize, id: &str, qos: u8, receive_maximu
     let (mut client, _) = Raw::connect(system.mqtt(place), Version::V5, &connect).await;
     client.subscribe(JOBS, qos).await;
     client
-}
-
-async fn publish_numbers(system: &System, place: usize, topic: &str, qos: u8, numbers: std::ops::Range<u32>) {
-    let mut publisher = system.connect(place, Version::V5, "publisher").await;
-    for number in numbers {
-        publisher.publish_through(topic, qos, &number.to_string()).await;
-    }
-    publisher.disconnect().await;
-}
-
-fn number(publish: &Publish) -> u32 {
-    String::from_utf8_lossy(&publish.payload).parse().unwrap()
 }
 
 /// Reason codes of a SUBACK.
@@ -49,7 +37,7 @@ async fn what_a_member_on_a_dead_node_had_not_settled_goes_to_another_once() {
     let mut system = three_nodes();
     let mut a = member(&system, 0, "a", 1, 10).await;
     let mut b = member(&system, 1, "b", 1, 10).await;
-    publish_numbers(&system, 2, "jobs/x", 1, 0..30).await;
+    system.publish_numbers(2, "jobs/x", 1, 0..30).await;
     let (mut with_a, mut with_b) = (BTreeSet::new(), Vec::new());
     let mut held = Vec::new();
     for _ in 0..10 {
@@ -99,7 +87,7 @@ async fn what_a_member_on_a_dead_node_had_not_settled_goes_to_another_once() {
 async fn a_qos_2_exchange_stays_with_its_session_when_the_node_dies() {
     let mut system = three_nodes();
     let mut a = member(&system, 0, "a", 2, 10).await;
-    publish_numbers(&system, 2, "jobs/x", 2, 0..3).await;
+    system.publish_numbers(2, "jobs/x", 2, 0..3).await;
     let mut sent = Vec::new();
     for _ in 0..3 {
         sent.push(a.expect_publish().await);
@@ -110,7 +98,7 @@ async fn a_qos_2_exchange_stays_with_its_session_when_the_node_dies() {
     drop(a);
     let mut b = member(&system, 1, "b", 2, 10).await;
     system.wait_lost(0);
-    publish_numbers(&system, 2, "jobs/x", 2, 3..4).await;
+    system.publish_numbers(2, "jobs/x", 2, 3..4).await;
     b.receive_through("3", false).await;
     b.expect_nothing().await;
     let mut a = system.resume(2, Version::V5, "a").await;
@@ -199,8 +187,8 @@ async fn a_transient_member_has_its_part_beside_its_own_subscriptions() {
     t.subscribe("news", 2).await;
     // As long as `t` has more room, it gets all.
     let mut b = member(&system, 2, "b", 1, 1).await;
-    publish_numbers(&system, 1, "jobs/x", 1, 0..3).await;
-    publish_numbers(&system, 1, "news", 2, 10..13).await;
+    system.publish_numbers(1, "jobs/x", 1, 0..3).await;
+    system.publish_numbers(1, "news", 2, 10..13).await;
     let mut got = BTreeMap::new();
     for _ in 0..6 {
         let publish = t.expect_publish().await;
@@ -219,7 +207,7 @@ async fn a_transient_member_has_its_part_beside_its_own_subscriptions() {
     b.expect_nothing().await;
     // QoS 0 goes past the log, to one of them.
     let mut c = member(&system, 1, "c", 1, 10).await;
-    publish_numbers(&system, 0, "jobs/x", 0, 20..30).await;
+    system.publish_numbers(0, "jobs/x", 0, 20..30).await;
     let mut counts = [0, 0];
     for _ in 0..10 {
         let publish = tokio::select! {
@@ -252,7 +240,7 @@ async fn an_exclusive_subscription_is_one_sessions_on_all_nodes() {
     system.kill(0);
     system.wait_lost(0);
     assert_eq!(ask(&mut b, "$exclusive/valve/+").await, [0x97]);
-    publish_numbers(&system, 1, "valve/1", 1, 0..1).await;
+    system.publish_numbers(1, "valve/1", 1, 0..1).await;
     let mut a = system.resume(2, Version::V5, "a").await;
     let publish = a.expect_message("0", false).await;
     assert_eq!(publish.topic, "valve/1");
@@ -284,7 +272,7 @@ async fn a_strategy_set_at_any_node_holds_at_once_and_is_listed_at_all() {
     assert_eq!(set, "$share/workers/jobs/#: sticky\n");
     let mut a = member(&system, 0, "a", 1, 100).await;
     let mut b = member(&system, 1, "b", 1, 100).await;
-    publish_numbers(&system, 2, "jobs/one", 1, 0..10).await;
+    system.publish_numbers(2, "jobs/one", 1, 0..10).await;
     // All ten go to one of the two.
     let (mut sticky, mut other, first) = tokio::select! {
         first = a.expect_publish() => (a, b, first),

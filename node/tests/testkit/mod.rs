@@ -230,6 +230,15 @@ impl System {
         client
     }
 
+    /// Publishes numbers at a node, one after the other, each with its whole handshake.
+    pub(crate) async fn publish_numbers(&self, place: usize, topic: &str, qos: u8, numbers: std::ops::Range<u32>) {
+        let mut publisher = self.connect(place, Version::V5, "publisher").await;
+        for number in numbers {
+            publisher.publish_through(topic, qos, &number.to_string()).await;
+        }
+        publisher.disconnect().await;
+    }
+
     /// Where data and logs are.
     pub(crate) fn dir(&self) -> &Path {
         self.dir.path()

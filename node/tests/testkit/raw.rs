@@ -39,6 +39,11 @@ pub(crate) fn publish(topic: &str, qos: u8, id: u16, dup: bool, payload: &str) -
     }
 }
 
+/// The number that is a publish's payload.
+pub(crate) fn number(publish: &Publish) -> u32 {
+    String::from_utf8_lossy(&publish.payload).parse().unwrap()
+}
+
 /// [`publish`] with an idempotency key.
 pub(crate) fn keyed(key: &str, publish: Publish) -> Publish {
     let value = Value::Pair("idempotency-key".to_owned(), key.to_owned());
