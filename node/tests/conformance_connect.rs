@@ -8,7 +8,8 @@ mod conformance;
 use std::sync::Arc;
 
 use conformance::client::{Client, Connect, Value, Version, field, packet, prop, publish, section};
-use conformance::{Broker, Test, both, v4, v5};
+use conformance::{Broker, START_MAX, Test, both, v4, v5};
+use quorate_jepsen::harness::wait_for;
 use quorate_jepsen::wire::property;
 
 /// A CONNECT of these Connect Flags with these bytes behind the Keep Alive (and the property length).
@@ -285,7 +286,13 @@ fn response_information_is_not_sent_unasked() {
 fn a_broker_that_is_full_refuses_with_a_code_of_the_list() {
     let broker = Arc::new(Broker::start(&[("connections_max", "1")]));
     let (four, five) = (broker.test(Version::V4), broker.test(Version::V5));
-    let _there = five.client("there");
+    // The place of the client that saw that the broker is there becomes free when the broker has seen it go.
+    let there = wait_for("the only place is free", START_MAX, || {
+        let mut client = five.open();
+        let ack = client.greet(&five.clean("there"));
+        if ack.reason() == 0 { Ok(client) } else { Err(format!("{ack:?}")) }
+    });
+    let _there = there.unwrap();
     let refusal = |t: &Test| {
         let mut client = t.open();
         let ack = client.greet(&t.clean("late"));

@@ -117,7 +117,8 @@ pub enum Outcome {
         /// Position of the first.
         position: Position,
     },
-    /// A publish that cannot be taken, whatever the state; nothing was written. With the reason code.
+    /// A publish that cannot be taken, whatever the state, or a CONNECT to the session of another user; nothing was
+    /// written. With the reason code.
     Refused(u8),
     /// A QoS 2 identifier that was recorded already: answer PUBREC again, nothing was published.
     AlreadyRecorded,

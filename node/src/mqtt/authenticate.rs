@@ -34,7 +34,14 @@ pub(super) async fn authenticate(
         let access = worker.access();
         let listener = &arrival.listener.options;
         let certificate_user = client.certificate_user.as_deref();
-        let attempt = Attempt { connect, listener, peer: client.peer, certificate_user, access: &access };
+        let attempt = Attempt {
+            connect,
+            listener,
+            peer: client.peer,
+            is_unknown: client.is_unknown,
+            certificate_user,
+            access: &access,
+        };
         worker.shared.authenticator.judge(attempt)
     };
     let result = match judgement {

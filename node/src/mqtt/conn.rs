@@ -176,7 +176,7 @@ pub(super) async fn serve(io: Io, worker: Rc<Worker>, listener: Arc<Listener>) {
         if !arrival.enter(peer.map(|peer| peer.ip())) {
             return;
         }
-        (IoBoxed::from(io), Client { peer, certificate_user: None })
+        (IoBoxed::from(io), Client { peer, is_unknown: false, certificate_user: None })
     } else {
         // In a box of its own: what plain TCP does not need takes no room there.
         match Box::pin(listen::unwrap(io, peer, &mut arrival)).await {
@@ -184,7 +184,14 @@ pub(super) async fn serve(io: Io, worker: Rc<Worker>, listener: Arc<Listener>) {
             None => return,
         }
     };
-    let Some((version, wire, connect)) = greet(&io, &worker).await else {
+    let greeting = if is_plain {
+        greet(&io, &worker).await
+    } else {
+        // A layer may write before the CONNECT (PONG), and one who does not read it would not hear ntex's timer.
+        let timeout = worker.shared.options.connect_timeout;
+        tokio::time::timeout(timeout, Box::pin(greet(&io, &worker))).await.ok().flatten()
+    };
+    let Some((version, wire, connect)) = greeting else {
         let _ = io.shutdown().await;
         return;
     };

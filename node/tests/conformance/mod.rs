@@ -17,7 +17,7 @@ use tempfile::TempDir;
 use client::{Client, Connect};
 
 /// Longest wait for a broker to come up on a busy machine.
-const START_MAX: Duration = Duration::from_secs(90);
+pub(crate) const START_MAX: Duration = Duration::from_secs(90);
 
 /// A disk that others keep busy is no reason to turn clients away.
 const PATIENT: [(&str, &str); 3] =

@@ -17,6 +17,9 @@ use super::state::{Deadline, DeadlineKind, Session};
 use super::window::{LOAD_ROWS, Window};
 use super::{Machine, MachineError};
 
+/// CONNACK reason code: Not authorized.
+const NOT_AUTHORIZED: u8 = 0x87;
+
 /// How a connection ended.
 struct Ending {
     drop_will: bool,
@@ -36,6 +39,13 @@ impl<S: RowStore> Machine<S> {
             return Ok(Outcome::ConnectExpired);
         }
         if let Some(old) = self.sessions.by_client(&connect.client_id) {
+            // What waits in a session is its user's, whoever calls itself by the same client identifier.
+            let belongs_to_another = self.sessions.get(old).is_some_and(|session| {
+                self.lives(session) && session.row.user.is_some() && session.row.user != connect.user
+            });
+            if belongs_to_another {
+                return Ok(Outcome::Refused(NOT_AUTHORIZED));
+            }
             self.leave(old, KickReason::TakenOver, fx)?;
         }
         let kept = self.sessions.by_client(&connect.client_id);

@@ -14,7 +14,7 @@ use crate::rows::value::{Given, QueueRow, no_identifiers};
 /// Rows read from the database at once when the copy runs short.
 pub(super) const LOAD_ROWS: usize = 256;
 /// Packet identifiers repeat after this many sequence numbers.
-const SPAN_MAX: u64 = 65_535;
+pub(super) const SPAN_MAX: u64 = 65_535;
 
 /// What settling needs of a row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

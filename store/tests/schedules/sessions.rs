@@ -226,3 +226,45 @@ fn sessions_of_a_lost_node_are_resumed_elsewhere_at_once() {
     let connected = rig.machine.sessions().iter().filter(|s| s.owner.is_some()).count();
     assert_eq!(connected, 2, "the continuation did not disconnect whom it found resumed");
 }
+
+/// What waits in a session is its user's: nobody else takes it over, ends it or resumes it by its client identifier.
+#[test]
+fn a_session_is_its_users_until_it_ends() {
+    let mut rig = Rig::with_nodes(2);
+    let of = |user: Option<&str>, clean_start| Connect {
+        user: user.map(str::to_owned),
+        clean_start,
+        expiry_s: 60,
+        ..connect("c")
+    };
+    let ann = rig.connect(1, of(Some("ann"), true)).session;
+    rig.one(1, subscribe(ann, 1, "t"));
+    for clean_start in [false, true] {
+        for user in [Some("bob"), None] {
+            let happened = rig.batch(2, vec![Command::Connect(of(user, clean_start))]);
+            assert_eq!(happened.outcome(), Outcome::Refused(0x87), "{user:?}");
+            assert!(kick_of(&happened).is_empty(), "the connection that there is goes on");
+        }
+    }
+    rig.batch(2, vec![Command::Publish(publish(None, 1, "t", "m"))]);
+    rig.one(1, Command::Close(close(ann, 0)));
+    assert_eq!(rig.one(2, Command::Connect(of(Some("bob"), false))), Outcome::Refused(0x87));
+    let back = rig.connect(2, of(Some("ann"), false));
+    assert!(back.present);
+    assert_eq!(rig.queued(back.session.session), ["m"]);
+    // After its end the identifier is free.
+    rig.one(2, Command::Close(close(back.session, 0)));
+    rig.pass_ms(61_000);
+    assert!(!rig.connect(1, of(Some("bob"), false)).present);
+}
+
+/// Users that come later take over what their clients had without one.
+#[test]
+fn a_session_of_an_anonymous_client_becomes_its_users() {
+    let mut rig = Rig::with_nodes(1);
+    rig.connect(1, connect("c"));
+    let ann = Connect { user: Some("ann".into()), clean_start: false, ..connect("c") };
+    assert!(rig.connect(1, ann.clone()).present);
+    assert_eq!(rig.one(1, Command::Connect(connect("c"))), Outcome::Refused(0x87));
+    assert!(rig.connect(1, ann).present);
+}

@@ -597,3 +597,24 @@ fn a_delayed_message_goes_to_one_member_or_waits_for_one() {
     assert_eq!(rig.queued(b.session), ["3"]);
     same_on_every_replica(&rig);
 }
+
+/// Packet identifiers bound how far a window reaches beyond its first row: what is given beyond would wait for that row.
+#[test]
+fn a_member_with_one_slow_message_gets_none_that_it_could_not_be_sent() {
+    const SPAN: u64 = 65_534;
+    let mut rig = Rig::with_nodes(2);
+    let a = member(&mut rig, 1, "a", 1, 10);
+    messages(&mut rig, 2, 1, &["slow"]);
+    for first in (1..SPAN).step_by(8) {
+        let some: Vec<u64> = (first..SPAN.min(first + 8)).collect();
+        messages(&mut rig, 2, 1, &vec!["quick"; some.len()]);
+        rig.settle(1, a, AckKind::Puback, &some);
+    }
+    assert_eq!(rig.queued(a.session), ["slow"]);
+    let b = member(&mut rig, 2, "b", 1, 10);
+    messages(&mut rig, 2, 1, &["1", "2", "3"]);
+    assert_eq!(rig.queued(b.session), ["1", "2", "3"], "whoever can be sent it gets it");
+    rig.settle(1, a, AckKind::Puback, &[0]);
+    messages(&mut rig, 2, 1, &["4"]);
+    assert_eq!(rig.queued(a.session), ["4"]);
+}

@@ -33,6 +33,8 @@ pub struct Attempt<'a> {
     pub listener: &'a ListenerOptions,
     /// Where it comes from: what a PROXY header says, or else its socket. Unknown for a Unix socket.
     pub peer: Option<SocketAddr>,
+    /// That is its proxy's address, which did not say for whom it speaks: it may be anybody.
+    pub is_unknown: bool,
     /// The user name that its verified certificate gives it.
     pub certificate_user: Option<&'a str>,
     /// Users, as this node knows them now.
@@ -43,7 +45,7 @@ impl Attempt<'_> {
     /// Whether it comes from this machine: over loopback, or through a Unix socket.
     #[must_use]
     pub fn is_local(&self) -> bool {
-        self.peer.map_or(self.listener.is_unix(), |peer| peer.ip().to_canonical().is_loopback())
+        !self.is_unknown && self.peer.map_or(self.listener.is_unix(), |peer| peer.ip().to_canonical().is_loopback())
     }
 }
 

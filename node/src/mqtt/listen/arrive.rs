@@ -30,6 +30,8 @@ use crate::mqtt::worker::Worker;
 pub(in crate::mqtt) struct Client {
     /// Its address: what a PROXY header says, or else the socket's.
     pub(in crate::mqtt) peer: Option<SocketAddr>,
+    /// That address is its proxy's, which did not say for whom it speaks.
+    pub(in crate::mqtt) is_unknown: bool,
     /// The user that its certificate names.
     pub(in crate::mqtt) certificate_user: Option<Box<str>>,
 }
@@ -128,12 +130,18 @@ pub(in crate::mqtt) async fn unwrap(
     arrival: &mut Arrival,
 ) -> Option<(IoBoxed, Client)> {
     let listener = arrival.listener.clone();
-    let peer = if listener.options.proxy == ProxyHeader::None { socket } else { proxied(&io, socket, arrival).await? };
+    let (peer, is_unknown) = match listener.options.proxy {
+        ProxyHeader::None => (socket, false),
+        _ => {
+            let source = proxied(&io, socket, arrival).await?;
+            (source.or(socket), source.is_none())
+        }
+    };
     if !arrival.enter(peer.map(|peer| peer.ip())) {
         return None;
     }
     let Some(tls) = &listener.tls else {
-        return upgrade(io, arrival, peer).await.map(|io| (io, Client { peer, certificate_user: None }));
+        return upgrade(io, arrival, peer).await.map(|io| (io, Client { peer, is_unknown, certificate_user: None }));
     };
     let timeout = arrival.worker.shared.options.connect_timeout;
     let timeout = Millis(u32::try_from(timeout.as_millis()).unwrap_or(u32::MAX));
@@ -146,10 +154,10 @@ pub(in crate::mqtt) async fn unwrap(
         }
     };
     let certificate_user = io.filter().client_certificate().and_then(|certificate| tls.user(&certificate));
-    upgrade(io, arrival, peer).await.map(|io| (io, Client { peer, certificate_user }))
+    upgrade(io, arrival, peer).await.map(|io| (io, Client { peer, is_unknown, certificate_user }))
 }
 
-/// For whom the proxy speaks.
+/// For whom the proxy speaks, if it says so.
 async fn proxied(io: &Io, socket: Option<SocketAddr>, arrival: &Arrival) -> Option<Option<SocketAddr>> {
     let options = &arrival.listener.options;
     let is_known = |proxy: SocketAddr| options.proxy_from.iter().any(|net| net.contains(&proxy.ip().to_canonical()));
@@ -158,7 +166,7 @@ async fn proxied(io: &Io, socket: Option<SocketAddr>, arrival: &Arrival) -> Opti
         return None;
     }
     match io.recv(&ProxyDecoder(options.proxy)).await {
-        Ok(Some(source)) => return Some(source.or(socket)),
+        Ok(Some(source)) => return Some(source),
         Ok(None) => {} // a health check
         Err(Either::Left(bad)) => arrival.fail(Failure::Proxy, socket, &bad),
         Err(Either::Right(error)) => arrival.fail(Failure::Proxy, socket, &error),

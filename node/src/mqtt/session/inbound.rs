@@ -149,8 +149,9 @@ impl Session {
             return self.end(Ending::Error(reason), out);
         }
         let Subscribe { id, identifier, mut filters } = subscribe;
-        self.refuse_by_rules(&mut filters, out);
+        // First, because each filter that is left is held against every rule.
         self.refuse_above_limit(&mut filters, Reason::QUOTA_EXCEEDED);
+        self.refuse_by_rules(&mut filters, out);
         let known: Vec<Option<Reason>> = filters.iter().map(|f| f.as_ref().err().copied()).collect();
         let filters: Vec<_> = filters.into_iter().flatten().collect();
         if filters.is_empty() {

@@ -360,7 +360,10 @@ impl Outbox {
         // The search for owed PUBRELs may go over more rows than are kept: those are read again.
         let room = self.ready.len() < READY_ROWS_MAX && self.ready_bytes < options.page_bytes_max;
         let keep = asked.from == self.fetched && room;
-        let next = page.next.min(asked.until);
+        // Rows that this connection has not heard of may be given to the next one of the session: a page that was read
+        // late must not send them.
+        let until = asked.until.min(self.tail);
+        let next = page.next.min(until);
         let end = page.end && asked.until >= asked.tail;
         let looking = self.owed_from.is_some();
         let sent_until = self.sent_until;
@@ -376,7 +379,7 @@ impl Outbox {
                     });
                     out.packets.push(Outgoing::PubRel(row.seq.packet_id(), Reason::SUCCESS));
                 }
-            } else if keep && row.seq >= self.fetched && row.seq < asked.until && !asked.withdrawn.contains(&row.seq) {
+            } else if keep && row.seq >= self.fetched && row.seq < until && !asked.withdrawn.contains(&row.seq) {
                 self.push_ready(Ready {
                     seq: row.seq,
                     qos: row.qos,

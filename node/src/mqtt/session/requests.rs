@@ -85,6 +85,7 @@ impl Session {
     fn decide(&mut self, wait: Wait, outcome: Outcome, now: Now, out: &mut Output) {
         match (wait, outcome) {
             (Wait::Connect, Outcome::Connected(connected)) => self.connected(&connected, now, out),
+            (Wait::Connect, Outcome::Refused(reason)) => self.end(Ending::Error(Reason(reason)), out),
             (Wait::Connect, _) => self.end(Ending::Error(Reason::SERVER_UNAVAILABLE), out),
             (_, Outcome::Fenced) => self.end(Ending::Fenced, out),
             (Wait::Publish0, outcome) => {

@@ -1,5 +1,6 @@
 //! Which member gets a message.
 
+use std::collections::BTreeMap;
 use std::ops::Bound;
 use std::sync::atomic::Ordering;
 
@@ -15,6 +16,7 @@ use crate::topic::TopicName;
 use super::super::Machine;
 use super::super::queue::Addressed;
 use super::super::state::Session;
+use super::super::window::SPAN_MAX;
 use super::{SHARED_INFLIGHT_MAX, Share};
 
 /// Where one message goes in all groups whose filter matches, decided before anything is written.
@@ -50,10 +52,16 @@ impl<S: RowStore> Machine<S> {
         Some((session, self.open_owner(session.row.owner)?))
     }
 
-    /// How many more rows of shared groups a connected session takes.
+    /// How many more rows of shared groups a connected session takes: those that its window lets it be sent now, in
+    /// number and in span, so that none waits behind one that is not settled while another member has room.
     pub(super) fn share_room(session: &Session, taken: u64) -> u64 {
         let receive_maximum = u64::from(session.row.receive_maximum);
-        let window = receive_maximum.saturating_sub(session.counters.rows.saturating_add(taken));
+        let counters = &session.counters;
+        let mut window = receive_maximum.saturating_sub(counters.rows.saturating_add(taken));
+        if counters.rows > 0 {
+            let end = counters.head.0.saturating_add(SPAN_MAX - 1);
+            window = window.min(end.saturating_sub(counters.next_seq.0.saturating_add(taken)));
+        }
         window.min(SHARED_INFLIGHT_MAX.saturating_sub(session.counters.shared.saturating_add(taken)))
     }
 
@@ -103,6 +111,8 @@ impl<S: RowStore> Machine<S> {
     pub(in crate::machine) fn plan_shares(&self, shares: &[ShareId], message: &Message, queued: &[Addressed]) -> Plan {
         let mut plan = Plan::default();
         let near = self.origin.and_then(|origin| self.streams.get(&origin)).map(|stream| stream.node);
+        // Rows of this message, by session: a session may be a member of many of the groups.
+        let mut given_to: BTreeMap<SessionId, u64> = BTreeMap::new();
         for id in shares {
             let Some(share) = self.shares.get(*id) else { continue };
             if !share.members.keys().any(|m| self.sessions.get(*m).is_some_and(|s| self.lives(s))) {
@@ -111,8 +121,7 @@ impl<S: RowStore> Machine<S> {
             plan.matched = true;
             let taken = |session: SessionId| {
                 let own = queued.binary_search_by_key(&session, |to| to.session).is_ok();
-                let given = plan.given.iter().filter(|to| to.session == session).count();
-                u64::from(own) + given as u64
+                u64::from(own) + given_to.get(&session).copied().unwrap_or(0)
             };
             let needs_room = message.qos > QoS::AtMostOnce;
             let asked = Asked { topic: &message.topic, near, taken: &taken, needs_room };
@@ -127,7 +136,12 @@ impl<S: RowStore> Machine<S> {
             let given = Given { share: *id, qos: message.qos, retain: message.retain };
             let to = addressed(to, *subscription, given);
             plan.turns.push((*id, to.session));
-            if to.qos == QoS::AtMostOnce { plan.direct.push(to) } else { plan.given.push(to) }
+            if to.qos == QoS::AtMostOnce {
+                plan.direct.push(to);
+            } else {
+                *given_to.entry(to.session).or_default() += 1;
+                plan.given.push(to);
+            }
         }
         plan
     }

@@ -38,7 +38,7 @@ pub(super) const SHARED_INFLIGHT_MAX: u64 = 512;
 /// Groups that one session may be a member of: what the end of one session must leave. One more is answered with 0x97.
 pub(super) const SESSION_SHARES_MAX: usize = 1024;
 /// Members of one group: what one message must be held against. One more is answered with 0x97.
-pub(super) const MEMBERS_MAX: usize = 16_384;
+pub(super) const MEMBERS_MAX: usize = 4096;
 /// Groups whose strategy is not the default.
 const STRATEGIES_MAX: usize = 4096;
 

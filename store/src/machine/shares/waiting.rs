@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use crate::command::QueueFullPolicy;
-use crate::ids::{Position, ShareId};
+use crate::ids::{ClusterTime, Position, ShareId};
 use crate::rows::key::{self, RowKind};
 use crate::rows::share::WaitingRow;
 use crate::rows::value::Value as _;
@@ -189,7 +189,8 @@ impl<S: RowStore> Machine<S> {
         if went == 0
             && let Some(share) = self.shares.by_id.get_mut(&id)
         {
-            share.no_room_before = rows.iter().filter_map(|(_, row)| row.expires_at).min();
+            let soonest = rows.iter().filter_map(|(_, row)| row.expires_at).min();
+            share.no_room_before = Some(soonest.unwrap_or(ClusterTime(u64::MAX)));
         }
         Ok(suffices)
     }

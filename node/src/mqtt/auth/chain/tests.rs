@@ -49,7 +49,7 @@ fn judge_at(
 ) -> Result<Option<String>, u8> {
     let chain = Chain::new(everywhere, Arc::new(Pool::start(1, 8).unwrap()), None);
     let peer = peer.map(|text| text.parse().unwrap());
-    let attempt = Attempt { connect, listener, peer, certificate_user: None, access };
+    let attempt = Attempt { connect, listener, peer, is_unknown: false, certificate_user: None, access };
     let result = match chain.judge(attempt) {
         Judgement::Now(result) => result,
         Judgement::Later(verdict) => tokio::runtime::Builder::new_current_thread().build().unwrap().block_on(verdict),
@@ -74,6 +74,26 @@ fn unknown_clients_come_from_this_machine_unless_all_may() {
     assert_eq!(at(true, &mqtt, Some("10.0.0.1:1000")), Ok(None));
     assert_eq!(at(false, &unix(), None), Ok(None));
     assert_eq!(at(false, &unix(), Some("10.0.0.1:1000")), Err(0x87), "a proxy in front of the socket says so");
+}
+
+/// The proxy's own address is no sign of where its client is.
+#[test]
+fn a_client_of_whom_its_proxy_says_nothing_is_not_taken_for_local() {
+    let (nobody, access) = (connect(None, None), Access::default());
+    for (listener, peer) in [(tcp(&[]), Some("127.0.0.1:1000")), (unix(), None)] {
+        let chain = Chain::new(false, Arc::new(Pool::start(1, 8).unwrap()), None);
+        let peer = peer.map(|text| text.parse().unwrap());
+        let attempt = Attempt {
+            connect: &nobody,
+            listener: &listener,
+            peer,
+            is_unknown: true,
+            certificate_user: None,
+            access: &access,
+        };
+        let Judgement::Now(result) = chain.judge(attempt) else { panic!("nothing is to be waited for") };
+        assert_eq!(result.unwrap_err().reason.0, 0x87);
+    }
 }
 
 #[test]
@@ -112,7 +132,14 @@ fn a_certificate_says_who_comes_where_the_listener_takes_its_word() {
     let judge = |auth: &[AuthMethod], username: Option<&str>, certificate_user| {
         let (listener, connect) = (tcp(auth), connect(username, None));
         let peer = Some("10.0.0.1:1000".parse().unwrap());
-        let attempt = Attempt { connect: &connect, listener: &listener, peer, certificate_user, access: &access };
+        let attempt = Attempt {
+            connect: &connect,
+            listener: &listener,
+            peer,
+            is_unknown: false,
+            certificate_user,
+            access: &access,
+        };
         match chain.judge(attempt) {
             Judgement::Now(result) => {
                 result.map(|id| id.user.as_deref().map(str::to_owned)).map_err(|refused| refused.reason.0)

@@ -41,6 +41,10 @@ pub(super) fn read(path: &Path, wanted: &[Algorithm]) -> Result<Arc<[Key]>, JwtE
         )]
     } else if text.starts_with(b"{") {
         key_set(text).map_err(|why| no_key(&why))?
+    } else if looks_like_something_else(text) {
+        return Err(no_key(
+            "it is neither a PEM file, nor a key set in JSON, nor a secret: nothing may stand before or around the key",
+        ));
     } else if text.len() < SECRET_BYTES_MIN {
         return Err(no_key("a secret has to have at least 32 bytes"));
     } else {
@@ -59,6 +63,14 @@ pub(super) fn read(path: &Path, wanted: &[Algorithm]) -> Result<Arc<[Key]>, JwtE
         return Err(no_key("none of its keys fits any of the algorithms in jwt_algorithms"));
     }
     Ok(keys.into())
+}
+
+/// A public key behind a comment, a byte order mark, an array of keys, a web page: were it taken for a secret, everybody
+/// who can read it could make tokens.
+fn looks_like_something_else(text: &[u8]) -> bool {
+    const BYTE_ORDER_MARK: &[u8] = b"\xEF\xBB\xBF";
+    let has = |what: &[u8]| text.windows(what.len()).any(|part| part == what);
+    text.starts_with(BYTE_ORDER_MARK) || text.starts_with(b"[") || text.starts_with(b"<") || has(b"-----BEGIN")
 }
 
 fn pem(text: &[u8]) -> Option<DecodingKey> {

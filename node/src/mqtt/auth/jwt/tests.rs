@@ -221,6 +221,16 @@ fn a_file_without_a_usable_key_is_refused_with_what_it_should_be() {
         rig.map(|_| ()).unwrap_err().to_string()
     };
     assert!(why(b"short", &[]).contains("at least 32 bytes"));
+    let behind_a_comment = format!("# our key\n{RSA_PUBLIC}");
+    let with_a_mark = [&b"\xEF\xBB\xBF"[..], RSA_PUBLIC.as_bytes()].concat();
+    for other in [
+        behind_a_comment.as_bytes(),
+        &with_a_mark,
+        b"[{\"kty\":\"oct\"}] and more, 32 bytes",
+        b"<html>not found, says the server of keys</html>",
+    ] {
+        assert!(why(other, &[]).contains("nor a secret"), "whoever can read it could make tokens");
+    }
     assert!(why(RSA_PRIVATE.as_bytes(), &[]).contains("a public key"), "nobody who reads this may make tokens");
     assert!(why(b"{]", &[]).contains("neither a key set nor a key"));
     assert!(why(b"{}", &[]).contains("none of its keys"));
