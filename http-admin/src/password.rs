@@ -2,7 +2,7 @@
 //!
 //! Salts are drawn here, by the node that takes the request; the command that goes through the log carries the
 //! results, so that every replica keeps the same bytes. Nothing here logs, and no error says what a password was.
-//! [`derive`], [`verify`] and [`verify_nobody`] take tens of milliseconds and [`ARGON2_KIB`] of memory on purpose:
+//! [`derive()`], [`verify`] and [`verify_nobody`] take tens of milliseconds and [`ARGON2_KIB`] of memory on purpose:
 //! call them on a thread that may block, and bound how many run at a time.
 
 use std::borrow::Cow;
