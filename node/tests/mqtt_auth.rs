@@ -115,18 +115,6 @@ fn clients_go_when_their_user_goes_or_gets_another_password_and_nobody_else_does
     nobody.ping();
 }
 
-/// Else bob would read what waits for ann, or end her session, by calling himself as her client does.
-#[test]
-fn the_session_of_one_user_is_not_anothers() {
-    let (backend, server) = start(&MqttOptions::default());
-    set_password(&backend, "bob", "crayon");
-    let mut ann = welcome(&server, true, "same", "ann", b"pencil");
-    assert_eq!(login(&server, true, "same", "bob", b"crayon").1, 0x87);
-    assert_eq!(login(&server, false, "same", "bob", b"crayon").1, 5);
-    ann.ping();
-    assert_eq!(login(&server, true, "another", "bob", b"crayon").1, 0);
-}
-
 #[test]
 fn a_node_that_checks_too_many_passwords_says_so_and_serves_the_others() {
     let options = MqttOptions { auth_threads: 1, auth_waiting_max: 1, ..MqttOptions::default() };

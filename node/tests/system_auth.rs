@@ -72,6 +72,14 @@ async fn a_user_added_at_one_node_comes_in_at_all_and_is_gone_from_all_when_it_i
     quorate(&system, 0, &["user", "add", "ann", "--scram"], "pencil\n");
     // Who reads the answer finds the change on that node at once.
     assert_eq!(login(&system, 0, "ann0", "ann", b"pencil").1, 0);
+    // A session is its user's: else bob would read what waits for ann, or end her connection.
+    quorate(&system, 0, &["user", "add", "bob"], "crayon\n");
+    let (mut ann, code) = login(&system, 0, "same", "ann", b"pencil");
+    assert_eq!(code, 0);
+    assert_eq!(login(&system, 0, "same", "bob", b"crayon").1, 0x87);
+    ann.ping();
+    drop(ann);
+    quorate(&system, 0, &["user", "delete", "bob"], "");
     let mut clients = Vec::new();
     for place in 0..3 {
         clients.push(comes_in(&system, place, "ann", "pencil").await);

@@ -58,7 +58,7 @@ async fn a_session_with_everything_resumes_on_another_node_as_if_nothing_had_hap
     let away = system.follower();
     let third = 3 - home - away;
     let mut up = system.connect(third, Version::V5, "up").await;
-    up.subscribe("up/#", 2).await;
+    up.subscribe("up/#", 1).await;
     let mut status = system.connect(third, Version::V5, "status").await;
     status.subscribe("status/#", 1).await;
 

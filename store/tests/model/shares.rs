@@ -340,7 +340,7 @@ impl Model {
         for row in &new {
             taken.entry(row.share).or_default().insert(row.row.msg.position.unwrap());
         }
-        self.check_share_deliveries(&new, deliveries, &mut taken)?;
+        self.check_share_deliveries(seen, &new, deliveries, &mut taken)?;
         for NewRow { session, seq, row, .. } in new {
             let session = self.sessions.get_mut(&session).unwrap();
             if self.shares.disconnected.contains(&session.id) {
@@ -362,6 +362,7 @@ impl Model {
     /// What was sent beside the deliveries of single sessions is of groups.
     fn check_share_deliveries(
         &mut self,
+        seen: &Seen,
         new: &[NewRow],
         deliveries: &[&Delivery],
         taken: &mut BTreeMap<u64, BTreeSet<Position>>,
@@ -384,11 +385,14 @@ impl Model {
                 let sub = self.sessions.get(&session).and_then(|s| s.subs.get(whole));
                 is_touched || sub.is_some_and(|sub| sub.options.qos == QoS::AtMostOnce)
             };
-            let of = self
-                .shares
-                .by_key
-                .iter_mut()
-                .find(|(_, share)| share.waiting.contains_key(&position) && member_at_0(&share.whole));
+            // A group in which it still waits has not given it.
+            let still_waits = |whole: &str| {
+                let groups = seen.wholes.iter().filter(|(_, w)| *w == whole).map(|(id, _)| id);
+                groups.into_iter().any(|id| seen.waiting.get(id).is_some_and(|waiting| waiting.contains(&position)))
+            };
+            let of = self.shares.by_key.iter_mut().find(|(_, share)| {
+                share.waiting.contains_key(&position) && !still_waits(&share.whole) && member_at_0(&share.whole)
+            });
             let Some((key, share)) = of else { return Err(format!("nobody expects {delivery:?}")) };
             share.waiting.remove(&position);
             taken.entry(*key).or_default().insert(position);

@@ -69,8 +69,8 @@ fn each_user_has_keys_of_its_own_and_anonymous_clients_are_one() {
     let first = published(&mut rig, 1, keyed("k", publish(a, 1, "t", "anonymous")));
     assert_eq!(repeated(&mut rig, 2, keyed("k", publish(b, 1, "t", "also anonymous"))), first);
     assert_eq!(repeated(&mut rig, 2, keyed("k", publish(None, 1, "t", "administrator"))), first);
-    // Who resumes a session under another name publishes under that name.
-    let c = rig.connect(1, user("v", "c1")).session;
+    // Who resumes a session that was nobody's publishes under its own name.
+    let c = rig.connect(1, user("v", "c3")).session;
     repeated(&mut rig, 1, keyed("k", publish(c, 1, "t", "v again")));
     assert_eq!(rig.queued(s.session), ["u", "v", "anonymous"]);
 }
