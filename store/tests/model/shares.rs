@@ -49,8 +49,8 @@ pub(crate) struct Shares {
     pub(super) may_have_returned: bool,
     /// All that was offered to a group in this entry, or waited before.
     offered: BTreeSet<Position>,
-    /// QoS 0, each for one of these.
-    direct: Vec<(Position, Vec<SessionRef>)>,
+    /// QoS 0, each for one of these. Known by their payloads: a retained copy for the same session has another position.
+    direct: Vec<(Vec<u8>, Vec<SessionRef>)>,
     /// What happened, for the statistics of the generator.
     pub(crate) reached: Vec<&'static str>,
 }
@@ -160,18 +160,18 @@ impl Shares {
 /// Finds a group from which `to` may have got a message at QoS 0, if need be by taking another group for the one that
 /// another member got its own from: a delivery does not say of which group it is.
 fn settle_on(
-    direct: &[(Position, Vec<SessionRef>)],
+    direct: &[(Vec<u8>, Vec<SessionRef>)],
     got: &mut BTreeMap<usize, SessionRef>,
-    (position, to): (Position, SessionRef),
+    (payload, to): (&[u8], SessionRef),
     seen: &mut BTreeSet<usize>,
 ) -> bool {
     for (at, (of, candidates)) in direct.iter().enumerate() {
-        if *of != position || !candidates.contains(&to) || !seen.insert(at) {
+        if of != payload || !candidates.contains(&to) || !seen.insert(at) {
             continue;
         }
         let moves_on = match got.get(&at).copied() {
             None => true,
-            Some(other) => settle_on(direct, got, (position, other), seen),
+            Some(other) => settle_on(direct, got, (payload, other), seen),
         };
         if moves_on {
             got.insert(at, to);
@@ -204,7 +204,7 @@ impl Model {
             if msg.qos == QoS::AtMostOnce {
                 let connected: Vec<_> = members.iter().filter(|s| s.owner.is_some()).map(|s| s.reference()).collect();
                 if !connected.is_empty() {
-                    self.shares.direct.push((position, connected));
+                    self.shares.direct.push((msg.payload.clone(), connected));
                 }
             } else {
                 share.waiting.insert(position, msg.clone());
@@ -377,7 +377,8 @@ impl Model {
                 }
                 continue;
             }
-            if settle_on(&self.shares.direct, &mut got, (position, delivery.to), &mut BTreeSet::new()) {
+            if settle_on(&self.shares.direct, &mut got, (&delivery.message.payload, delivery.to), &mut BTreeSet::new())
+            {
                 continue;
             }
             let is_touched = self.shares.touched.contains(&session);
