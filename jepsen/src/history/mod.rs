@@ -3,10 +3,14 @@
 //! A message is named by its publisher and a number that the publisher counts up from 0 and writes into the
 //! payload, so nothing here depends on what the broker calls it.
 
+pub mod event;
+
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// A message, as its publisher named it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct MessageName {
     /// Who sent it.
     pub publisher: u32,
