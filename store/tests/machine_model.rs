@@ -161,6 +161,7 @@ fn random_histories_reach_what_they_are_for() {
         "sent from a row",
         "ignored",
         "given by a group",
+        "given by a group at QoS 0",
         "waits in a group",
         "returned to a group",
         "exclusive refused",

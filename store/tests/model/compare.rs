@@ -147,7 +147,7 @@ impl Model {
             let got = got.remove(&connection).unwrap_or_default();
             let want = want.remove(&connection).unwrap_or_default();
             let moved = moved.get(&connection.0);
-            let more = check_connection(&want, &got, moved);
+            let more = self.check_connection(connection.0, &want, &got, moved);
             others.extend(more.map_err(|e| format!("deliveries to session {}: {e}", connection.0))?);
         }
         Ok(others)
@@ -252,42 +252,52 @@ fn check_connected(want: &WantConnected, got: &Connected) -> Verdict {
     Ok(())
 }
 
-/// Compares what was sent on one connection in one entry; returns what was sent beside.
-fn check_connection<'a>(
-    want: &[&Sent],
-    got: &[&'a Delivery],
-    moved: Option<&BTreeMap<u64, u64>>,
-) -> Result<Vec<&'a Delivery>, String> {
-    let text = |got: &[&Delivery]| {
-        got.iter().map(|d| format!("{:?} {:?}", d.seq, Content::of_delivery(d))).collect::<Vec<_>>().join("\n  ")
-    };
-    let seqs: Vec<u64> = got.iter().filter_map(|d| d.seq.map(|s| s.0)).collect();
-    ensure!(seqs.is_sorted_by(|a, b| a < b), "seq goes back: {seqs:?}");
-    let mut left: Vec<&'a Delivery> = got.to_vec();
-    for sent in want {
-        let seq = sent.seq.map(|seq| moved.and_then(|m| m.get(&seq)).copied().unwrap_or(seq));
-        let content = Content::of_sent(sent);
-        let found = left.iter().position(|d| {
-            // Of a session that has ended in this entry, rows of groups moved its own by nobody knows how many.
-            let is_at = if moved.is_some() { d.seq.map(|s| s.0) == seq } else { d.seq.is_some() == seq.is_some() };
-            is_at
-                && Content::of_delivery(d) == content
-                && sent.retain.is_none_or(|retain| retain == d.retain)
-                && sent.msg.position.is_none_or(|position| position == d.message.position)
-                && d.message.qos == sent.msg.qos
-        });
-        let Some(found) = found else {
-            return Err(format!("not sent: row {seq:?} {sent:?}; sent:\n  {}", text(got)));
+impl Model {
+    /// Compares what was sent on one connection in one entry; returns what was sent beside.
+    fn check_connection<'a>(
+        &self,
+        session: SessionId,
+        want: &[&Sent],
+        got: &[&'a Delivery],
+        moved: Option<&BTreeMap<u64, u64>>,
+    ) -> Result<Vec<&'a Delivery>, String> {
+        let text = |got: &[&Delivery]| {
+            got.iter().map(|d| format!("{:?} {:?}", d.seq, Content::of_delivery(d))).collect::<Vec<_>>().join("\n  ")
         };
-        left.remove(found);
+        let seqs: Vec<u64> = got.iter().filter_map(|d| d.seq.map(|s| s.0)).collect();
+        ensure!(seqs.is_sorted_by(|a, b| a < b), "seq goes back: {seqs:?}");
+        let mut left: Vec<&'a Delivery> = got.to_vec();
+        for sent in want {
+            let seq = sent.seq.map(|seq| moved.and_then(|m| m.get(&seq)).copied().unwrap_or(seq));
+            let content = Content::of_sent(sent);
+            let found = left.iter().position(|d| {
+                // Rows that groups gave to a member moved its own; of one that has ended nobody knows how far.
+                let is_at =
+                    d.seq.map(|s| s.0) == seq || (self.shares.has_ended(session) && d.seq.is_some() && seq.is_some());
+                is_at
+                    && Content::of_delivery(d) == content
+                    && sent.retain.is_none_or(|retain| retain == d.retain)
+                    && match sent.msg.position {
+                        Some(position) => position == d.message.position,
+                        // A copy that apply has made has a position of its own.
+                        None => !self.shares.knows(d.message.position),
+                    }
+                    && d.message.qos == sent.msg.qos
+            });
+            let Some(found) = found else {
+                return Err(format!("not sent: row {seq:?} {sent:?}; sent:\n  {}", text(got)));
+            };
+            left.remove(found);
+        }
+        let live = |wanted: &mut dyn Iterator<Item = Vec<u8>>| wanted.collect::<Vec<_>>();
+        let positions: BTreeSet<_> = want.iter().filter_map(|s| s.msg.position).collect();
+        let got = got.iter().filter(|d| !left.iter().any(|l| std::ptr::eq(*l, **d)));
+        let want = live(&mut want.iter().filter(|s| s.msg.position.is_some()).map(|s| s.msg.payload.clone()));
+        let got =
+            live(&mut got.filter(|d| positions.contains(&d.message.position)).map(|d| d.message.payload.to_vec()));
+        ensure!(want == got, "order of live messages: {got:?}, expected {want:?}");
+        Ok(left)
     }
-    let live = |wanted: &mut dyn Iterator<Item = Vec<u8>>| wanted.collect::<Vec<_>>();
-    let positions: BTreeSet<_> = want.iter().filter_map(|s| s.msg.position).collect();
-    let got = got.iter().filter(|d| !left.iter().any(|l| std::ptr::eq(*l, **d)));
-    let want = live(&mut want.iter().filter(|s| s.msg.position.is_some()).map(|s| s.msg.payload.clone()));
-    let got = live(&mut got.filter(|d| positions.contains(&d.message.position)).map(|d| d.message.payload.to_vec()));
-    ensure!(want == got, "order of live messages: {got:?}, expected {want:?}");
-    Ok(left)
 }
 
 impl Session {

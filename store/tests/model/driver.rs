@@ -347,15 +347,12 @@ impl Driver {
                 let is_of_groups = name.starts_with('a') || name == "b";
                 // The model knows messages of groups by their positions, which it does not know of these.
                 let can_wait = !self.is_bounded && !is_of_groups;
-                // A retained copy and what a group gives to the same session look alike: histories with groups keep them
-                // apart, those at a bound, which have none, do not.
-                let retain = *retain && (self.is_bounded || !is_of_groups);
                 let delayed = delay_s.filter(|_| can_wait).map(|s| format!("$delayed/{s}/{name}"));
                 Some(Command::Publish(Publish {
                     from,
                     packet_id: (*q == 2 && !admin).then(|| packet_id(u16::from(*id))),
                     qos: qos(*q),
-                    retain,
+                    retain: *retain,
                     topic: topic(delayed.as_deref().unwrap_or(name)),
                     properties: if self.is_bounded { None } else { with_keys(*keys) },
                     expiry_s: expiry_s.filter(|_| !self.is_bounded),
@@ -377,10 +374,8 @@ impl Driver {
                 // At the bound of a queue the model would have to know whom the machine chooses.
                 let f = if self.is_bounded && FILTERS[f].starts_with("$share") { 0 } else { f };
                 let no_local = flags & 1 != 0 && f < FILTERS_FOR_NO_LOCAL;
-                // What a group gives at QoS 0 leaves no row that says whose it was: the schedules hold that.
-                let q = if FILTERS[f].starts_with("$share") { (*q).max(1) } else { *q };
                 let options = SubscribeOptions {
-                    qos: qos(q),
+                    qos: qos(*q),
                     no_local,
                     retain_as_published: flags & 2 != 0,
                     retain_handling: if no_local { 2 } else { (flags >> 2) % 3 },

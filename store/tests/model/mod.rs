@@ -517,6 +517,7 @@ impl Model {
     /// A session ends; its will, if it still has one, is due [MQTT-3.1.2-8].
     fn end(&mut self, id: SessionId) {
         if let Some(ended) = self.sessions.remove(&id) {
+            self.shares.note_end(&ended);
             self.publish_that_will(id, ended.will);
         }
     }

@@ -49,8 +49,10 @@ pub(crate) struct Shares {
     pub(super) may_have_returned: bool,
     /// All that was offered to a group in this entry, or waited before.
     offered: BTreeSet<Position>,
-    /// QoS 0, each for one of these. Known by their payloads: a retained copy for the same session has another position.
-    direct: Vec<(Vec<u8>, Vec<SessionRef>)>,
+    /// QoS 0, each for one of these.
+    direct: Vec<(Position, Vec<SessionRef>)>,
+    /// Sessions that have ended in this entry and were members: what groups gave them moved their own rows.
+    ended_members: BTreeSet<SessionId>,
     /// What happened, for the statistics of the generator.
     pub(crate) reached: Vec<&'static str>,
 }
@@ -136,7 +138,23 @@ impl Shares {
         self.may_have_returned = false;
         self.offered = self.by_key.values().flat_map(|share| share.waiting.keys().copied()).collect();
         self.direct.clear();
+        self.ended_members.clear();
         self.reached.clear();
+    }
+
+    /// Whether it is a message of a group, and so no copy that apply has made.
+    pub(super) fn knows(&self, position: Position) -> bool {
+        self.offered.contains(&position) || self.direct.iter().any(|(of, _)| *of == position)
+    }
+
+    pub(super) fn has_ended(&self, member: SessionId) -> bool {
+        self.ended_members.contains(&member)
+    }
+
+    pub(super) fn note_end(&mut self, session: &Session) {
+        if session.subs.keys().any(|f| is_share(f)) || session.rows.values().any(|row| row.given.is_some()) {
+            self.ended_members.insert(session.id);
+        }
     }
 
     fn alive(&self, whole: &str) -> Option<u64> {
@@ -152,29 +170,30 @@ impl Shares {
     }
 
     pub(super) fn linger(&mut self, session: &Session) {
+        self.note_end(session);
         let shares = session.subs.keys().filter(|f| is_share(f)).cloned().collect();
         self.lingering.insert(session.client_id.clone(), shares);
     }
 }
 
-/// Finds a group from which `to` may have got a message at QoS 0, if need be by taking another group for the one that
-/// another member got its own from: a delivery does not say of which group it is.
+/// Gives `one` a place that `fits` it, if need be by moving others on: a delivery does not say of which group it is.
 fn settle_on(
-    direct: &[(Vec<u8>, Vec<SessionRef>)],
-    got: &mut BTreeMap<usize, SessionRef>,
-    (payload, to): (&[u8], SessionRef),
+    one: usize,
+    places: usize,
+    fits: &dyn Fn(usize, usize) -> bool,
+    taken: &mut BTreeMap<usize, usize>,
     seen: &mut BTreeSet<usize>,
 ) -> bool {
-    for (at, (of, candidates)) in direct.iter().enumerate() {
-        if of != payload || !candidates.contains(&to) || !seen.insert(at) {
+    for place in (0..places).filter(|place| fits(one, *place)).collect::<Vec<_>>() {
+        if !seen.insert(place) {
             continue;
         }
-        let moves_on = match got.get(&at).copied() {
+        let is_free = match taken.get(&place).copied() {
             None => true,
-            Some(other) => settle_on(direct, got, (payload, other), seen),
+            Some(other) => settle_on(other, places, fits, taken, seen),
         };
-        if moves_on {
-            got.insert(at, to);
+        if is_free {
+            taken.insert(place, one);
             return true;
         }
     }
@@ -204,7 +223,7 @@ impl Model {
             if msg.qos == QoS::AtMostOnce {
                 let connected: Vec<_> = members.iter().filter(|s| s.owner.is_some()).map(|s| s.reference()).collect();
                 if !connected.is_empty() {
-                    self.shares.direct.push((msg.payload.clone(), connected));
+                    self.shares.direct.push((position, connected));
                 }
             } else {
                 share.waiting.insert(position, msg.clone());
@@ -277,6 +296,9 @@ impl Model {
                 share.waiting.insert(row.msg.position.unwrap(), row.msg);
             }
             session.rows.values_mut().for_each(|row| row.may_return = false);
+        }
+        // Only now: what one session gave back another may have got.
+        for session in self.sessions.values_mut() {
             let is_new = |(_, seq): &&(SessionId, u64)| session.rows.get(seq).is_none_or(|row| row.given.is_none());
             let range = (session.id, 0)..=(session.id, u64::MAX);
             let new: Vec<u64> = seen.given.range(range).map(|(of, _)| of).filter(is_new).map(|(_, seq)| *seq).collect();
@@ -368,35 +390,65 @@ impl Model {
         taken: &mut BTreeMap<u64, BTreeSet<Position>>,
     ) -> Verdict {
         let mut rows: BTreeSet<(SessionId, u64)> = new.iter().map(|row| (row.session, row.seq)).collect();
-        let mut got: BTreeMap<usize, SessionRef> = BTreeMap::new();
+        let mut rowless = Vec::new();
         for delivery in deliveries {
-            let (session, position) = (delivery.to.session, delivery.message.position);
-            if let Some(seq) = delivery.seq {
-                if !rows.remove(&(session, seq.0)) && !self.shares.offered.contains(&position) {
-                    return Err(format!("nobody expects {delivery:?}"));
+            match delivery.seq {
+                None => rowless.push(*delivery),
+                Some(seq) => {
+                    let is_known = rows.remove(&(delivery.to.session, seq.0));
+                    if !is_known && !self.shares.offered.contains(&delivery.message.position) {
+                        return Err(format!("nobody expects {delivery:?}"));
+                    }
                 }
-                continue;
             }
-            if settle_on(&self.shares.direct, &mut got, (&delivery.message.payload, delivery.to), &mut BTreeSet::new())
-            {
-                continue;
+        }
+        // QoS 0: of messages that were so, and of those that groups gave to a member that wants no more.
+        let direct = &self.shares.direct;
+        let still_waits = |whole: &str, position: &Position| {
+            let mut groups = seen.wholes.iter().filter(|(_, w)| *w == whole).map(|(id, _)| id);
+            groups.any(|id| seen.waiting.get(id).is_some_and(|waiting| waiting.contains(position)))
+        };
+        // Those of groups that are over come last: of them a message may be lost.
+        let (over, alive): (Vec<_>, Vec<_>) = self.shares.by_key.iter().partition(|(_, share)| share.is_over);
+        let given: Vec<(u64, &str, Position)> = alive
+            .iter()
+            .chain(&over)
+            .flat_map(|(key, share)| share.waiting.keys().map(|position| (**key, share.whole.as_str(), *position)))
+            .filter(|(_, whole, position)| !still_waits(whole, position))
+            .collect();
+        let fits = |one: usize, place: usize| {
+            let (to, position) = (rowless[one].to, rowless[one].message.position);
+            if let Some((of, candidates)) = direct.get(place) {
+                return *of == position && candidates.contains(&to);
             }
-            let is_touched = self.shares.touched.contains(&session);
-            let member_at_0 = |whole: &str| {
-                let sub = self.sessions.get(&session).and_then(|s| s.subs.get(whole));
-                is_touched || sub.is_some_and(|sub| sub.options.qos == QoS::AtMostOnce)
-            };
-            // A group in which it still waits has not given it.
-            let still_waits = |whole: &str| {
-                let groups = seen.wholes.iter().filter(|(_, w)| *w == whole).map(|(id, _)| id);
-                groups.into_iter().any(|id| seen.waiting.get(id).is_some_and(|waiting| waiting.contains(&position)))
-            };
-            let of = self.shares.by_key.iter_mut().find(|(_, share)| {
-                share.waiting.contains_key(&position) && !still_waits(&share.whole) && member_at_0(&share.whole)
-            });
-            let Some((key, share)) = of else { return Err(format!("nobody expects {delivery:?}")) };
-            share.waiting.remove(&position);
-            taken.entry(*key).or_default().insert(position);
+            let (_, whole, of) = given[place - direct.len()];
+            let sub = self.sessions.get(&to.session).and_then(|s| s.subs.get(whole));
+            let is_touched = self.shares.touched.contains(&to.session);
+            of == position && (is_touched || sub.is_some_and(|sub| sub.options.qos == QoS::AtMostOnce))
+        };
+        let is_over = |place: usize| {
+            place.checked_sub(direct.len()).is_some_and(|n| over.iter().any(|(key, _)| **key == given[n].0))
+        };
+        let fits_alive = |one: usize, place: usize| !is_over(place) && fits(one, place);
+        let places = direct.len() + given.len();
+        let mut settled = BTreeMap::new();
+        for one in 0..rowless.len() {
+            settle_on(one, places, &fits_alive, &mut settled, &mut BTreeSet::new());
+        }
+        for one in 0..rowless.len() {
+            let has_one = settled.values().any(|settled| *settled == one);
+            if !has_one && !settle_on(one, places, &fits, &mut settled, &mut BTreeSet::new()) {
+                return Err(format!("nobody expects {:?}", rowless[one]));
+            }
+        }
+        if let Some(lost) = (0..direct.len()).find(|place| !settled.contains_key(place)) {
+            return Err(format!("a QoS 0 message for one of a group went to nobody: {:?}", direct[lost]));
+        }
+        let places = settled.into_keys().filter_map(|place| place.checked_sub(direct.len()));
+        let went: Vec<(u64, Position)> = places.map(|n| (given[n].0, given[n].2)).collect();
+        for (key, position) in went {
+            self.shares.by_key.get_mut(&key).unwrap().waiting.remove(&position);
+            taken.entry(key).or_default().insert(position);
             self.shares.reached.push("given by a group at QoS 0");
         }
         let connected = |(session, _): &&(SessionId, u64)| {
@@ -405,10 +457,7 @@ impl Model {
         if let Some(row) = rows.iter().find(connected) {
             return Err(format!("row {row:?} was given and not sent"));
         }
-        match self.shares.direct.iter().enumerate().find(|(at, _)| !got.contains_key(at)) {
-            Some((_, lost)) => Err(format!("a QoS 0 message for one of a group went to nobody: {lost:?}")),
-            None => Ok(()),
-        }
+        Ok(())
     }
 
     fn check_room(&self) -> Verdict {
