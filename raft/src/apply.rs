@@ -8,7 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError, RwLock, mpsc};
+use std::sync::{Arc, Mutex, PoisonError, RwLock, Weak};
 use std::thread;
 
 use openraft::EntryPayload;
@@ -20,13 +20,14 @@ use quorate_store::command::{Batch, Command, Origin};
 use quorate_store::effect::{Effect, EffectSink};
 use quorate_store::ids::{ClusterTime, Incarnation, NodeId};
 use quorate_store::machine::{EntryContext, Machine, MachineError};
-use quorate_store::rows::{RocksRows, RowsReader};
+use quorate_store::rows::{Rows, RowsReader};
 use thiserror::Error;
-use tokio::sync::{oneshot, watch};
-use tracing::{debug, error};
+use tokio::sync::{mpsc, oneshot, watch};
+use tracing::error;
 
 use crate::consensus::AppliedView;
 use crate::encoding::{self, EncodingError};
+use crate::execution::Execution;
 use crate::peer::AddressBook;
 use crate::types::{LogId, Membership, StoredMembership, Types};
 
@@ -47,7 +48,7 @@ pub(crate) trait ApplyObserver: Send + 'static {
 }
 
 /// The machine as this node runs it.
-pub(crate) type NodeMachine = Machine<RocksRows>;
+pub(crate) type NodeMachine = Machine<Rows>;
 
 /// Something to do with the machine on the apply thread, between two runs. Must be short.
 pub(crate) type MachineJob = Box<dyn FnOnce(&mut NodeMachine) + Send>;
@@ -163,13 +164,17 @@ impl Shared {
 /// Hands work to the apply thread. Cheap to clone.
 #[derive(Clone)]
 pub(crate) struct ApplyHandle {
-    queue: mpsc::Sender<Work>,
+    queue: mpsc::UnboundedSender<Work>,
     shared: Arc<Shared>,
 }
 
 impl ApplyHandle {
     /// Starts the thread. `addresses` is told where nodes say they are.
-    pub(crate) fn start(machine: NodeMachine, addresses: AddressBook) -> Result<Self, ApplyError> {
+    pub(crate) fn start(
+        machine: NodeMachine,
+        addresses: AddressBook,
+        execution: Execution,
+    ) -> Result<Self, ApplyError> {
         let state = state_of(&machine)?;
         let shared = Arc::new(Shared {
             jobs: AtomicUsize::new(0),
@@ -180,13 +185,31 @@ impl ApplyHandle {
             access: watch::Sender::new(machine.access().clone()),
         });
         shared.set_view(view_of(&machine));
-        let (queue, work) = mpsc::channel();
-        let thread = ApplyThread { machine, observer: None, shared: shared.clone(), addresses };
+        // What waits is bounded by openraft (`state_machine_channel_size`) and by JOBS_MAX.
+        let (queue, mut work) = mpsc::unbounded_channel();
+        let thread = Box::new(ApplyThread { machine, observer: None, shared: shared.clone(), addresses });
         thread.tell_addresses();
-        thread::Builder::new()
-            .name("quorate-apply".into())
-            .spawn(move || thread.run(&work))
-            .map_err(|_| ApplyError::Stopped)?;
+        match execution {
+            Execution::Threads => drop(
+                thread::Builder::new()
+                    .name("quorate-apply".into())
+                    .spawn(move || {
+                        let mut thread = thread;
+                        while let Some(work) = work.blocking_recv() {
+                            let Some(goes_on) = thread.after(work) else { return };
+                            thread = goes_on;
+                        }
+                    })
+                    .map_err(|_| ApplyError::Stopped)?,
+            ),
+            Execution::InPlace => drop(tokio::spawn(async move {
+                let mut thread = thread;
+                while let Some(work) = work.recv().await {
+                    let Some(goes_on) = thread.after(work) else { return };
+                    thread = goes_on;
+                }
+            })),
+        }
         Ok(Self { queue, shared })
     }
 
@@ -285,9 +308,26 @@ impl ApplyHandle {
         self.shared.access.subscribe()
     }
 
+    /// For who outlives this node.
+    pub(crate) fn weak_reader(&self) -> WeakReader {
+        WeakReader(Arc::downgrade(&self.shared))
+    }
+
     /// Reads applied rows. Ask again each time: an installed snapshot comes with other rows.
     pub(crate) fn reader(&self) -> RowsReader {
         self.shared.reader.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Finds the rows of a node that has not stopped, and keeps nothing of it open.
+#[derive(Clone)]
+pub(crate) struct WeakReader(Weak<Shared>);
+
+impl WeakReader {
+    pub(crate) fn reader(&self) -> Option<RowsReader> {
+        let shared = self.0.upgrade()?;
+        let reader = shared.reader.read().unwrap_or_else(PoisonError::into_inner).clone();
+        Some(reader)
     }
 }
 
@@ -333,35 +373,35 @@ impl EffectSink for Sink<'_> {
 }
 
 impl ApplyThread {
-    fn run(mut self, work: &mpsc::Receiver<Work>) {
-        while let Ok(work) = work.recv() {
-            match work {
-                Work::Run { entries, done } => {
-                    let result = self.apply_run(entries);
-                    let failed = result.is_err();
-                    if let Err(error) = &result {
-                        error!(%error, "applying stopped");
-                    }
-                    let _ = done.send(result);
-                    if failed {
-                        return;
-                    }
+    /// Does one piece of work, and goes on unless it was the last.
+    fn after(mut self: Box<Self>, work: Work) -> Option<Box<Self>> {
+        match work {
+            Work::Run { entries, done } => {
+                let result = self.apply_run(entries);
+                let goes_on = result.is_ok();
+                if let Err(error) = &result {
+                    error!(%error, "applying stopped");
                 }
-                Work::Job(job) => {
-                    self.shared.jobs.fetch_sub(1, Ordering::Relaxed);
-                    job(&mut self.machine);
-                }
-                Work::Observe(observer) => self.observer = Some(observer),
-                Work::Replace { machine, done } => {
-                    let _ = done.send(self.replace(*machine));
-                }
-                Work::Stop { done } => {
-                    let _ = done.send(self.machine.store().flush().map_err(MachineError::from));
-                    return;
-                }
+                let _ = done.send(result);
+                return goes_on.then_some(self);
+            }
+            Work::Job(job) => {
+                self.shared.jobs.fetch_sub(1, Ordering::Relaxed);
+                job(&mut self.machine);
+            }
+            Work::Observe(observer) => self.observer = Some(observer),
+            Work::Replace { machine, done } => {
+                let _ = done.send(self.replace(*machine));
+            }
+            Work::Stop { done } => {
+                let flushed = self.machine.store().flush().map_err(MachineError::from);
+                // Before anyone hears of it: they may start over in the same folder.
+                drop(self);
+                let _ = done.send(flushed);
+                return None;
             }
         }
-        debug!("apply thread: nobody is left to give it work");
+        Some(self)
     }
 
     fn apply_run(&mut self, entries: Vec<Decoded>) -> Result<(), ApplyError> {

@@ -16,12 +16,12 @@ use quorate_store::log::LogStats;
 use quorate_store::machine::Totals;
 use quorate_store::rows::RowsReader;
 use tokio::sync::{Mutex, watch};
-use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
 use crate::apply::ApplyHandle;
 use crate::consensus::{AppliedView, Consensus, LeaderView};
+use crate::execution::Execution;
 use crate::identity::{ClusterId, DataDir};
 use crate::join::{self, JoinError, JoinGrant, JoinRequest};
 use crate::membership::{Members, MembershipError};
@@ -55,6 +55,7 @@ pub(crate) struct Node {
     /// Ends the log's writer thread and the copying of rows; taken by the first shutdown.
     pub(crate) close_files: Mutex<Option<BoxFuture<'static, ()>>>,
     pub(crate) data_dir: DataDir,
+    pub(crate) execution: Execution,
 }
 
 impl Cluster {
@@ -180,7 +181,7 @@ impl Cluster {
     /// When the rows cannot be read.
     pub async fn digest(&self) -> Result<(u64, u64), String> {
         let rows = self.rows();
-        let digest = spawn_blocking(move || rows.digest());
+        let digest = self.0.execution.blocking(move || rows.digest());
         digest.await.map_err(|e| e.to_string())?.map_err(|e| e.to_string())
     }
 

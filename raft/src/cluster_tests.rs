@@ -15,11 +15,12 @@ use tokio::time::timeout;
 use super::*;
 use crate::encoding::{encode_log_id, encode_vote};
 use crate::entry::LogEntry;
+use crate::execution::Execution;
 use crate::identity::Identity;
 use crate::join::{Admission, ControlService};
 use crate::membership::first_members;
 use crate::options::{FatalHook, RaftOptions, Start};
-use crate::peer::{AddressBook, LocalPeer, PeerListener, PeerService};
+use crate::peer::{AddressBook, LocalPeer, PeerListener, PeerService, Tcp};
 use crate::proposer::testkit::FakeFront;
 use crate::snapshots::{SnapshotData, Snapshots};
 use crate::start::StartError;
@@ -84,7 +85,7 @@ impl Admission for EverybodyIsFirst {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_machine_that_joins_is_never_node_1_and_makes_no_cluster() {
-    let listener = PeerListener::bind("127.0.0.1:0", None).await.unwrap();
+    let listener = PeerListener::bind("127.0.0.1:0", &*Tcp::transport(None)).await.unwrap();
     let peer = listener.local_addr().unwrap().to_string();
     let local = LocalPeer { cluster: ClusterId(7), node: NodeId(1), boot: 5, address: "".into() };
     let admission: Arc<dyn PeerService> = Arc::new(ControlService::new(Arc::new(EverybodyIsFirst)));
@@ -172,9 +173,9 @@ async fn a_node_that_died_between_receiving_a_snapshot_and_installing_it_starts(
 
     let elsewhere = tempfile::tempdir().unwrap();
     let (snapshots, rows) = Snapshots::open(elsewhere.path(), &RowsOptions::default()).unwrap();
-    let apply = ApplyHandle::start(Machine::open(rows).unwrap(), AddressBook::default()).unwrap();
+    let apply = ApplyHandle::start(Machine::open(rows).unwrap(), AddressBook::default(), Execution::default()).unwrap();
     apply.run(log(60, 5, 100).into_iter().map(|entry| (entry, None)).collect()).await.unwrap();
-    let mut machine = StateMachine::new(apply, snapshots);
+    let mut machine = StateMachine::new(apply, snapshots, Execution::default());
     let built = openraft::storage::RaftStateMachine::get_snapshot_builder(&mut machine).await.build_snapshot().await;
     let SnapshotData(snapshot) = built.unwrap().snapshot;
 
@@ -210,7 +211,7 @@ fn while_rows_are_copied_for_a_snapshot_none_are_removed() {
         // An installation would wait here before it removes anything, and this gets the rows that it leaves.
         assert!(snapshots.is_busy());
         *asked.lock().unwrap() = true;
-        reader
+        Some(reader)
     });
     built.unwrap();
     assert!(*asked.lock().unwrap() && !snapshots.is_busy());

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tracing::{info, warn};
 
 use crate::identity::ClusterId;
-use crate::peer::{PeerConn, PeerService, PeerTls, Purpose, dial_address};
+use crate::peer::{PeerConn, PeerService, PeerTransport, Purpose, dial_address};
 
 const KIND_JOIN: u8 = 10;
 const KIND_GRANTED: u8 = 11;
@@ -182,11 +182,11 @@ pub(crate) async fn ask(conn: &mut PeerConn, request: &JoinRequest, passed_on: b
 pub(crate) async fn join_through(
     peers: &[String],
     request: &JoinRequest,
-    tls: Option<&PeerTls>,
+    transport: &dyn PeerTransport,
 ) -> Result<JoinGrant, JoinError> {
     let mut last = JoinError::NoLeader("no peer address was given".into());
     for peer in peers {
-        let asked = match dial_address(peer, None, NodeId(0), Purpose::Control, tls).await {
+        let asked = match dial_address(peer, None, NodeId(0), Purpose::Control, transport).await {
             Ok((mut conn, _)) => ask(&mut conn, request, false).await,
             Err(error) => Err(JoinError::NoLeader(format!("{peer}: {error}"))),
         };

@@ -23,6 +23,7 @@ mod consensus;
 mod effects;
 mod encoding;
 mod entry;
+mod execution;
 mod failover;
 #[cfg(test)]
 #[allow(clippy::unwrap_used)]
@@ -59,11 +60,12 @@ mod wire;
 pub use cluster::Cluster;
 pub use consensus::{AppliedView, LeaderView};
 pub use effects::{AppliedRun, NodeEffects, NodeEvent, Ticket};
+pub use execution::Execution;
 pub use identity::ClusterId;
 pub use join::{JoinError, JoinGrant, JoinRequest};
 pub use membership::MembershipError;
 pub use options::{FATAL_EXIT_STATUS, FatalHook, Limits, LogRetention, RaftOptions, Start, Timings};
-pub use peer::{PeerTls, Purpose};
+pub use peer::{Caller, PeerAcceptor, PeerStream, PeerTls, PeerTransport, Purpose};
 pub use proposer::{Busy, Counter, ProposeError, Proposer, StreamStats, Submission};
 pub use read_index::ReadError;
 pub use start::StartError;

@@ -4,7 +4,7 @@ use quorate_store::command::{Batch, NodeInfo};
 use super::*;
 use crate::identity::ClusterId;
 use crate::leader_intake::LeaderIntake;
-use crate::peer::{AddressBook, LocalPeer, PeerListener, PeerPool, PeerService};
+use crate::peer::{AddressBook, LocalPeer, PeerListener, PeerPool, PeerService, Tcp};
 use crate::proposer::DirectTable;
 use crate::proposer::testkit::{FakeRaft, incarnation};
 
@@ -129,7 +129,7 @@ async fn a_look_at_which_the_nodes_cannot_be_listed_forgets_nobody() {
     FakeRaft::elect(&cluster, 1, 1);
     let attendance = Arc::new(Attendance::new(ms(400)));
     let desk = desk(&cluster[0], &attendance, Duration::from_secs(3600));
-    let pool = PeerPool::new(local(1), AddressBook::default(), None);
+    let pool = PeerPool::new(local(1), AddressBook::default(), Tcp::transport(None));
     let (asks, _courier) = Asks::new(desk.clone(), pool);
     let directs = Directs::new(Arc::new(DirectTable::default()), asks, Arc::default());
     let clock = Arc::new(ClusterClock::new(Duration::MAX));
@@ -150,14 +150,14 @@ async fn a_node_has_a_quorum_while_the_leader_knows_it_and_reaches_it() {
     let grace = ms(600);
     let cluster = FakeRaft::cluster(&[1, 2]);
     let attendance = Arc::new(Attendance::new(TIMEOUT));
-    let listener = PeerListener::bind("127.0.0.1:0", None).await.unwrap();
+    let listener = PeerListener::bind("127.0.0.1:0", &*Tcp::transport(None)).await.unwrap();
     let addresses = AddressBook::default();
     addresses.set_nodes([(NodeId(1), listener.local_addr().unwrap().to_string())].into());
     let leader: Arc<dyn PeerService> = Arc::new(LeaderIntake::new(desk(&cluster[0], &attendance, grace)));
     let mut tasks = tokio::task::JoinSet::new();
     tasks.spawn(listener.run(local(1), AddressBook::default(), vec![leader]));
     let own = desk(&cluster[1], &attendance, grace);
-    let (asks, courier) = Asks::new(own.clone(), PeerPool::new(local(2), addresses, None));
+    let (asks, courier) = Asks::new(own.clone(), PeerPool::new(local(2), addresses, Tcp::transport(None)));
     tasks.spawn(courier);
     let (quorum, mut has_quorum) = watch::channel(false);
     let (_, lives) = watch::channel(None);

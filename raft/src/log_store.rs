@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use std::fmt::Debug;
 use std::io;
 use std::ops::{Bound, RangeBounds};
-use std::sync::{Arc, Mutex, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use futures_util::{Stream, stream};
@@ -99,15 +99,10 @@ impl<E: LogEngine> LogStore<E> {
         self.engine.state().committed.as_ref().map(encoding::decode_log_id).transpose().map_err(io_error)
     }
 
-    /// Removes the entries from `from` on; returns when that is on disk. Blocks: only before Raft runs.
-    pub(crate) fn truncate_blocking(&self, from: u64) -> io::Result<()> {
-        let (done, on_disk) = mpsc::sync_channel(1);
+    /// Removes the entries from `from` on; returns when that is on disk.
+    pub(crate) async fn truncate_from(&self, from: u64) -> io::Result<()> {
         self.sizes.truncated(from);
-        let done = Box::new(move |result: Result<(), LogError>| {
-            let _ = done.send(result);
-        });
-        self.engine.truncate_from(from, done);
-        on_disk.recv().map_err(|_| io::Error::other("the log writer is gone"))?.map_err(io_error)
+        self.durable(|engine, done| engine.truncate_from(from, done)).await
     }
 
     fn read(&self, from: u64, to_exclusive: u64, bytes_max: usize) -> io::Result<Vec<LogEntry>> {
@@ -261,8 +256,7 @@ impl<E: LogEngine> RaftLogStorage<Types> for LogStore<E> {
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
         let from = last_log_id.map_or(0, |id| id.index + 1);
-        self.sizes.truncated(from);
-        self.durable(|engine, done| engine.truncate_from(from, done)).await
+        self.truncate_from(from).await
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {

@@ -19,6 +19,7 @@ use openraft::raft::{
 };
 use quorate_store::ids::NodeId;
 
+use crate::execution::Execution;
 use crate::raft_link::{AppendEntriesRequest, AppendStream, RaftLink, RaftLinks, StreamAppendResult};
 use crate::snapshot_transfer;
 use crate::snapshots::SnapshotData;
@@ -33,15 +34,17 @@ type Error = RPCError<Types>;
 /// Makes networks.
 pub(crate) struct Networks {
     links: RaftLinks,
+    execution: Execution,
 }
 
 impl Networks {
-    pub(crate) fn new(links: RaftLinks) -> Self {
-        Self { links }
+    pub(crate) fn new(links: RaftLinks, execution: Execution) -> Self {
+        Self { links, execution }
     }
 
     fn network(&self, target: u64, urgent: bool) -> Network {
-        Network { target: NodeId(target), link: self.links.to(NodeId(target)), links: self.links.clone(), urgent }
+        let (target, links) = (NodeId(target), self.links.clone());
+        Network { target, link: links.to(target), links, urgent, execution: self.execution }
     }
 }
 
@@ -63,6 +66,7 @@ pub(crate) struct Network {
     link: Arc<RaftLink>,
     links: RaftLinks,
     urgent: bool,
+    execution: Execution,
 }
 
 fn rpc_error(error: &io::Error) -> Error {
@@ -209,7 +213,7 @@ impl RaftNetworkV2<Types> for Network {
     ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
         tokio::select! {
             closed = cancel => Err(StreamingError::Closed(closed)),
-            sent = snapshot_transfer::send(self.links.pool(), self.target, &vote, &snapshot) => match sent {
+            sent = snapshot_transfer::send(self.links.pool(), self.execution, self.target, &vote, &snapshot) => match sent {
                 Ok(vote) => Ok(SnapshotResponse::new(vote)),
                 Err(error) => Err(rpc_error(&error).into()),
             },

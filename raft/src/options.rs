@@ -10,8 +10,9 @@ use quorate_store::ids::NodeId;
 use quorate_store::log::LogOptions;
 use quorate_store::rows::RowsOptions;
 
+use crate::execution::Execution;
 use crate::identity::ClusterId;
-use crate::peer::PeerTls;
+use crate::peer::{PeerTls, PeerTransport, Tcp};
 
 /// How the node comes to its identity.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -169,8 +170,10 @@ pub struct RaftOptions {
     pub log: LogRetention,
     /// Bounds.
     pub limits: Limits,
-    /// Mutual TLS between nodes.
-    pub tls: Option<PeerTls>,
+    /// How nodes reach each other.
+    pub transport: Arc<dyn PeerTransport>,
+    /// On which threads blocking work runs.
+    pub execution: Execution,
     /// Sizes of the log database.
     pub log_engine: LogOptions,
     /// Sizes of the row database.
@@ -180,6 +183,12 @@ pub struct RaftOptions {
 }
 
 impl RaftOptions {
+    /// Mutual TLS between nodes.
+    #[must_use]
+    pub fn with_tls(self, tls: PeerTls) -> Self {
+        Self { transport: Tcp::transport(Some(tls)), ..self }
+    }
+
     /// With defaults for all but these.
     #[must_use]
     pub fn new(data_dir: PathBuf, peer_listen: String, info: NodeInfo, start: Start) -> Self {
@@ -191,7 +200,8 @@ impl RaftOptions {
             timings: Timings::default(),
             log: LogRetention::default(),
             limits: Limits::default(),
-            tls: None,
+            transport: Tcp::transport(None),
+            execution: Execution::default(),
             log_engine: LogOptions::default(),
             rows: RowsOptions::default(),
             on_fatal: FatalHook::default(),

@@ -16,12 +16,12 @@ use openraft::async_runtime::watch::WatchReceiver as _;
 use quorate_store::codec::{self, Enveloped, Kind, Payload, PayloadSource};
 use quorate_store::ids::NodeId;
 use quorate_store::snapshot::{Incoming, SnapshotError};
-use tokio::task::spawn_blocking;
 use tokio::time::{interval, timeout};
 use tracing::{info, warn};
 
 use crate::consensus::Consensus;
 use crate::encoding::{decode_vote, encode_vote};
+use crate::execution::Execution;
 use crate::peer::{PeerConn, PeerPool, PeerService, Purpose};
 use crate::snapshots::Snapshots;
 use crate::types::{Snapshot, Vote};
@@ -93,15 +93,24 @@ fn unexpected(message: &Message) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, format!("{message:?} has no place here in a snapshot transfer"))
 }
 
-async fn blocking<T: Send + 'static>(f: impl FnOnce() -> io::Result<T> + Send + 'static) -> io::Result<T> {
-    spawn_blocking(f).await.map_err(io::Error::other)?
+async fn blocking<T: Send + 'static>(
+    execution: Execution,
+    f: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    execution.blocking(f).await.map_err(io::Error::other)?
 }
 
 /// Sends `snapshot` to `to`; its vote when it is installed there.
 ///
 /// # Errors
 /// When the connection breaks or the receiver gives up; the next attempt goes on where this one stopped.
-pub(crate) async fn send(pool: &PeerPool, to: NodeId, vote: &Vote, snapshot: &Snapshot) -> io::Result<Vote> {
+pub(crate) async fn send(
+    pool: &PeerPool,
+    execution: Execution,
+    to: NodeId,
+    vote: &Vote,
+    snapshot: &Snapshot,
+) -> io::Result<Vote> {
     let mut conn = pool.dial(to, Purpose::Snapshot).await?;
     let files = snapshot.snapshot.0.clone();
     info!(%to, snapshot = %files.id(), bytes = files.manifest().total_bytes(), "sending a snapshot");
@@ -115,7 +124,7 @@ pub(crate) async fn send(pool: &PeerPool, to: NodeId, vote: &Vote, snapshot: &Sn
             Message::Want { file, offset } => {
                 let files = files.clone();
                 let read = move || files.read(file as usize, offset, CHUNK_BYTES_MAX).map_err(io::Error::other);
-                tell(&mut conn, &Message::Chunk(Payload(blocking(read).await?))).await?;
+                tell(&mut conn, &Message::Chunk(Payload(blocking(execution, read).await?))).await?;
             }
             Message::Working => {}
             Message::Done { vote } => {
@@ -132,13 +141,14 @@ pub(crate) async fn send(pool: &PeerPool, to: NodeId, vote: &Vote, snapshot: &Sn
 pub(crate) struct SnapshotService {
     consensus: Consensus,
     snapshots: Snapshots,
+    execution: Execution,
     /// One at a time.
     receiving: tokio::sync::Mutex<()>,
 }
 
 impl SnapshotService {
-    pub(crate) fn new(consensus: Consensus, snapshots: Snapshots) -> Self {
-        Self { consensus, snapshots, receiving: tokio::sync::Mutex::new(()) }
+    pub(crate) fn new(consensus: Consensus, snapshots: Snapshots, execution: Execution) -> Self {
+        Self { consensus, snapshots, execution, receiving: tokio::sync::Mutex::new(()) }
     }
 
     async fn receive(&self, conn: &mut PeerConn) -> io::Result<Vote> {
@@ -157,11 +167,11 @@ impl SnapshotService {
             return Ok(own);
         }
         let snapshots = self.snapshots.clone();
-        let mut incoming = blocking(move || snapshots.receive(&manifest.0)).await?;
+        let mut incoming = blocking(self.execution, move || snapshots.receive(&manifest.0)).await?;
         let mut damaged = 0;
         let snapshot = loop {
-            incoming = fetch(conn, incoming).await?;
-            let verify = async { Ok(spawn_blocking(move || (incoming.finish(), incoming)).await) };
+            incoming = fetch(conn, self.execution, incoming).await?;
+            let verify = async { Ok(self.execution.blocking(move || (incoming.finish(), incoming)).await) };
             let (finished, rest) = working(conn, verify).await?.map_err(io::Error::other)?;
             incoming = rest;
             match finished {
@@ -181,7 +191,7 @@ impl SnapshotService {
 }
 
 /// Asks for chunks until none is missing.
-async fn fetch(conn: &mut PeerConn, mut incoming: Incoming) -> io::Result<Incoming> {
+async fn fetch(conn: &mut PeerConn, execution: Execution, mut incoming: Incoming) -> io::Result<Incoming> {
     while let Some((file, offset)) = incoming.next_missing() {
         let number = u32::try_from(file).map_err(io::Error::other)?;
         tell(conn, &Message::Want { file: number, offset }).await?;
@@ -190,7 +200,7 @@ async fn fetch(conn: &mut PeerConn, mut incoming: Incoming) -> io::Result<Incomi
             Message::Failed(why) => return Err(io::Error::other(why)),
             other => return Err(unexpected(&other)),
         };
-        incoming = blocking(move || {
+        incoming = blocking(execution, move || {
             incoming.write(file, offset, &bytes).map_err(io::Error::other)?;
             Ok(incoming)
         })

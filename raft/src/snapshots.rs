@@ -8,7 +8,7 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use quorate_store::rows::{RocksRows, RowsOptions, RowsReader};
+use quorate_store::rows::{Rows, RowsOptions, RowsReader};
 use quorate_store::snapshot::{Incoming, RowsDir, Snapshot, SnapshotDir, SnapshotId, SnapshotOptions};
 
 use crate::encoding;
@@ -43,28 +43,29 @@ fn meta_of(snapshot: &Snapshot) -> io::Result<SnapshotMeta> {
 
 impl Snapshots {
     /// Opens the folders under `data_dir`, and the rows in use. What a crash left half done is removed.
-    pub(crate) fn open(data_dir: &Path, options: &RowsOptions) -> io::Result<(Self, RocksRows)> {
+    pub(crate) fn open(data_dir: &Path, options: &RowsOptions) -> io::Result<(Self, Rows)> {
         let rows = RowsDir::open(&data_dir.join("rows")).map_err(io::Error::other)?;
         let dir =
             SnapshotDir::open(&data_dir.join("snapshots"), SnapshotOptions::default()).map_err(io::Error::other)?;
-        let live = RocksRows::open(&rows.live(), options).map_err(io::Error::other)?;
+        let live = Rows::open(&rows.live(), options).map_err(io::Error::other)?;
         let closed = Arc::new(AtomicBool::new(false));
         Ok((Self { rows: Arc::new(Mutex::new(rows)), closed, dir, options: options.clone() }, live))
     }
 
     /// Makes a snapshot of all that is applied, flushed. `rows` are asked for when nothing removes rows any more
     /// ([`Self::clean_up`] after an installation), until they are copied.
-    pub(crate) fn build(&self, rows: impl FnOnce() -> RowsReader) -> io::Result<(SnapshotMeta, SnapshotData)> {
+    pub(crate) fn build(&self, rows: impl FnOnce() -> Option<RowsReader>) -> io::Result<(SnapshotMeta, SnapshotData)> {
         let made = self.dir.make(
             |to| {
                 let _not_removed = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
+                let stopping = || io::Error::other("this node is shutting down");
                 if self.closed.load(Ordering::Relaxed) {
-                    return Err(io::Error::other("this node is shutting down").into());
+                    return Err(stopping().into());
                 }
-                Ok(rows().checkpoint(to)?)
+                Ok(rows().ok_or_else(stopping)?.checkpoint(to)?)
             },
             |peek| {
-                let (applied, meta) = RocksRows::read_applied(peek)?;
+                let (applied, meta) = Rows::read_applied(peek)?;
                 let id = SnapshotId { index: applied.index, term: applied.term };
                 Ok(quorate_store::snapshot::SnapshotMeta { id, meta })
             },
@@ -75,7 +76,7 @@ impl Snapshots {
 
     /// Makes a received snapshot the rows in use, durably, and opens them. The rows before it stay until
     /// [`Self::clean_up`].
-    pub(crate) fn install(&self, meta: &SnapshotMeta, data: &SnapshotData) -> io::Result<RocksRows> {
+    pub(crate) fn install(&self, meta: &SnapshotMeta, data: &SnapshotData) -> io::Result<Rows> {
         let found = meta_of(&data.0)?;
         if found.last_log_id != meta.last_log_id {
             let why = format!("the snapshot is of {:?}, not of {:?}", found.last_log_id, meta.last_log_id);
@@ -88,7 +89,7 @@ impl Snapshots {
         let mut rows = self.rows.lock().unwrap_or_else(PoisonError::into_inner);
         let staged = rows.stage(&data.0).map_err(io::Error::other)?;
         let live = rows.install(staged).map_err(io::Error::other)?;
-        RocksRows::open(&live, &self.options).map_err(io::Error::other)
+        Rows::open(&live, &self.options).map_err(io::Error::other)
     }
 
     /// Copies a snapshot that stands elsewhere.

@@ -12,11 +12,10 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{Config, SnapshotPolicy};
 use quorate_store::ids::NodeId;
-use quorate_store::log::{LogEngine, LogError, RocksLog};
+use quorate_store::log::{LogEngine, LogError, LogOptions, OnFatal, RocksLog};
 use quorate_store::machine::{Machine, MachineError};
 use thiserror::Error;
 use tokio::sync::{Mutex, mpsc};
-use tokio::task::spawn_blocking;
 use tokio::time::sleep;
 use tracing::{info, warn};
 
@@ -24,6 +23,7 @@ use crate::apply::ApplyHandle;
 use crate::cluster::{Cluster, Node};
 use crate::consensus::{Consensus, ConsensusParts, Raft};
 use crate::effects::NodeEffects;
+use crate::execution::Execution;
 use crate::failover::Failover;
 use crate::identity::{ClusterId, DataDir, Identity, IdentityError};
 use crate::join::{Admission, ControlService, JoinError, JoinRequest, join_through};
@@ -130,8 +130,8 @@ pub enum StartError {
 }
 
 /// The files of a node, open and consistent with each other.
-struct Files {
-    log: LogStore<RocksLog>,
+struct Files<E> {
+    log: LogStore<E>,
     apply: ApplyHandle,
     snapshots: Snapshots,
 }
@@ -142,10 +142,22 @@ impl Cluster {
     /// # Errors
     /// [`StartError`] says what, why and what to do; nothing is left running.
     pub async fn start(options: RaftOptions, effects: Arc<dyn NodeEffects>) -> Result<Self, StartError> {
+        Self::start_with(options, effects, |dir, options, on_fatal| RocksLog::open(dir, options, on_fatal)).await
+    }
+
+    /// Starts a node whose log is what `open_log` opens.
+    ///
+    /// # Errors
+    /// [`StartError`] says what, why and what to do; nothing is left running.
+    pub async fn start_with<E: LogEngine>(
+        options: RaftOptions,
+        effects: Arc<dyn NodeEffects>,
+        open_log: impl FnOnce(PathBuf, LogOptions, OnFatal) -> Result<E, LogError> + Send + 'static,
+    ) -> Result<Self, StartError> {
         check_timings(&options.timings)?;
         let data_dir = DataDir::open(&options.data_dir)?;
         let known = data_dir.identity()?;
-        let listener = PeerListener::bind(&options.peer_listen, options.tls.clone())
+        let listener = PeerListener::bind(&options.peer_listen, &*options.transport)
             .await
             .map_err(|error| StartError::Listen { address: options.peer_listen.clone(), error })?;
         let mut info = options.info.clone();
@@ -164,8 +176,8 @@ impl Cluster {
             address: options.info.peer.as_str().into(),
         };
         let addresses = AddressBook::default();
-        let files = open_files(&data_dir, identity, &options, addresses.clone()).await?;
-        let pool = PeerPool::new(local.clone(), addresses, options.tls.clone());
+        let files = open_files(&data_dir, identity, &options, addresses.clone(), open_log).await?;
+        let pool = PeerPool::new(local.clone(), addresses, options.transport.clone());
         assemble(data_dir, options, identity, local, listener, pool, files, effects).await
     }
 }
@@ -214,7 +226,7 @@ async fn acquire_identity(data_dir: &DataDir, options: &RaftOptions) -> Result<I
         Start::JoinPeers { peers, stays_learner } => {
             let token = data_dir.join_token()?;
             let request = JoinRequest { token, info: options.info.clone(), stays_learner: *stays_learner };
-            let grant = join_through(peers, &request, options.tls.as_ref()).await?;
+            let grant = join_through(peers, &request, &*options.transport).await?;
             Identity { cluster: grant.cluster, node: grant.node, token }
         }
     };
@@ -227,42 +239,20 @@ async fn acquire_identity(data_dir: &DataDir, options: &RaftOptions) -> Result<I
     Ok(identity)
 }
 
-async fn open_files(
+async fn open_files<E: LogEngine>(
     data_dir: &DataDir,
     identity: Identity,
     options: &RaftOptions,
     addresses: AddressBook,
-) -> Result<Files, StartError> {
+    open_log: impl FnOnce(PathBuf, LogOptions, OnFatal) -> Result<E, LogError> + Send + 'static,
+) -> Result<Files<E>, StartError> {
     let path = data_dir.path().to_owned();
+    let state_error = |error: io::Error| StartError::State { path: path.clone(), error };
     let has_log = data_dir.has_log()?;
-    let options = options.clone();
-    let files = spawn_blocking(move || open_files_blocking(&path, identity, has_log, &options, addresses));
-    match files.await {
-        Ok(files) => files,
-        Err(panic) => Err(StartError::State { path: data_dir.path().to_owned(), error: io::Error::other(panic) }),
-    }
-}
-
-fn open_files_blocking(
-    path: &Path,
-    identity: Identity,
-    has_log: bool,
-    options: &RaftOptions,
-    addresses: AddressBook,
-) -> Result<Files, StartError> {
-    let state_error = |error: io::Error| StartError::State { path: path.to_owned(), error };
-    let log_dir = path.join(LOG_DIR);
-    let on_fatal = options.on_fatal.clone();
-    let on_log_fatal = Arc::new(move |error: &LogError| on_fatal.0(&error.to_string()));
-    let engine = RocksLog::open(&log_dir, options.log_engine.clone(), on_log_fatal)?;
-    let state = engine.state();
-    if has_log && state.vote.is_none() && state.last.is_none() && state.purged.is_none() {
-        return Err(StartError::LogLost { path: log_dir, node: identity.node });
-    }
-    let log = LogStore::new(engine).map_err(state_error)?;
-    let (snapshots, rows) = Snapshots::open(path, &options.rows).map_err(state_error)?;
-    let machine = Machine::open(rows)?;
-    let apply = ApplyHandle::start(machine, addresses).map_err(|e| state_error(io::Error::other(e)))?;
+    let (dir, its_options) = (path.clone(), options.clone());
+    let open = move || open_files_blocking(&dir, identity, has_log, &its_options, addresses, open_log);
+    let files = options.execution.blocking(open).await.map_err(|panic| state_error(io::Error::other(panic)))??;
+    let Files { log, apply, snapshots } = &files;
 
     // openraft may apply what this disk has not flushed yet (a majority of others had), so after a power cut
     // the rows can be ahead of the log. It then purges the log up to the rows, and what is purged must be in
@@ -270,16 +260,44 @@ fn open_files_blocking(
     let (applied, last) = (apply.state().log_id, log.last_log_id().map_err(state_error)?);
     let snapshot = snapshots.current().map_err(state_error)?.and_then(|(meta, _)| meta.last_log_id);
     let in_files = applied.max(snapshot).map_or(0, |id| id.index);
-    if let Some((purged, _)) = state.purged.filter(|(purged, _)| *purged > in_files) {
-        return Err(StartError::StateLost { path: path.to_owned(), node: identity.node, applied: in_files, purged });
+    let purged = log.engine().state().purged.map(|(purged, _)| purged);
+    if let Some(purged) = purged.filter(|purged| *purged > in_files) {
+        return Err(StartError::StateLost { path, node: identity.node, applied: in_files, purged });
     }
     if let Some(snapshot) = snapshot.filter(|snapshot| Some(*snapshot) > applied) {
-        drop_conflicting_tail(&log, snapshot, applied).map_err(state_error)?;
+        drop_conflicting_tail(log, snapshot, applied).await.map_err(state_error)?;
     }
     if applied > last {
         warn!(?applied, ?last, "the rows are ahead of the log: taking a snapshot of them first");
-        snapshots.build(|| apply.reader()).map_err(state_error)?;
+        let (snapshots, apply) = (snapshots.clone(), apply.clone());
+        let built = options.execution.blocking(move || snapshots.build(|| Some(apply.reader()))).await;
+        built.map_err(|panic| state_error(io::Error::other(panic)))?.map_err(state_error)?;
     }
+    Ok(files)
+}
+
+fn open_files_blocking<E: LogEngine>(
+    path: &Path,
+    identity: Identity,
+    has_log: bool,
+    options: &RaftOptions,
+    addresses: AddressBook,
+    open_log: impl FnOnce(PathBuf, LogOptions, OnFatal) -> Result<E, LogError>,
+) -> Result<Files<E>, StartError> {
+    let state_error = |error: io::Error| StartError::State { path: path.to_owned(), error };
+    let log_dir = path.join(LOG_DIR);
+    let on_fatal = options.on_fatal.clone();
+    let on_log_fatal = Arc::new(move |error: &LogError| on_fatal.0(&error.to_string()));
+    let engine = open_log(log_dir.clone(), options.log_engine.clone(), on_log_fatal)?;
+    let state = engine.state();
+    if has_log && state.vote.is_none() && state.last.is_none() && state.purged.is_none() {
+        return Err(StartError::LogLost { path: log_dir, node: identity.node });
+    }
+    let log = LogStore::new(engine).map_err(state_error)?;
+    let (snapshots, rows) = Snapshots::open(path, &options.rows).map_err(state_error)?;
+    let machine = Machine::open(rows)?;
+    let apply = ApplyHandle::start(machine, addresses, options.execution);
+    let apply = apply.map_err(|e| state_error(io::Error::other(e)))?;
     Ok(Files { log, apply, snapshots })
 }
 
@@ -288,12 +306,16 @@ fn open_files_blocking(
 /// it in an older term: it would refuse to start for ever. So the step that was missed is taken here, exactly as
 /// openraft takes it: everything after what is known to be committed goes. The entries up to the snapshot are in
 /// it, and those behind it follow an entry that was never committed.
-fn drop_conflicting_tail<E: LogEngine>(log: &LogStore<E>, snapshot: LogId, applied: Option<LogId>) -> io::Result<()> {
+async fn drop_conflicting_tail<E: LogEngine>(
+    log: &LogStore<E>,
+    snapshot: LogId,
+    applied: Option<LogId>,
+) -> io::Result<()> {
     let Some(there) = log.log_id_at(snapshot.index)?.filter(|there| *there != snapshot) else { return Ok(()) };
     let committed = log.committed()?.max(applied);
     let from = committed.map_or(0, |id| id.index + 1).min(snapshot.index);
     warn!(%snapshot, %there, from, "the end of the log contradicts a snapshot that was received: it is removed");
-    log.truncate_blocking(from)
+    log.truncate_from(from).await
 }
 
 fn raft_config(identity: Identity, timings: &Timings) -> Config {
@@ -317,14 +339,14 @@ fn raft_config(identity: Identity, timings: &Timings) -> Config {
 }
 
 #[allow(clippy::too_many_arguments, clippy::too_many_lines)]
-async fn assemble(
+async fn assemble<E: LogEngine>(
     data_dir: DataDir,
     options: RaftOptions,
     identity: Identity,
     local: LocalPeer,
     listener: PeerListener,
     pool: PeerPool,
-    files: Files,
+    files: Files<E>,
     effects: Arc<dyn NodeEffects>,
 ) -> Result<Cluster, StartError> {
     let Files { log, apply, snapshots } = files;
@@ -335,8 +357,8 @@ async fn assemble(
     // Raft, not running yet.
     let config = raft_config(identity, &timings).validate().map_err(|e| StartError::Timings(e.to_string()))?;
     let links = RaftLinks::new(pool.clone(), (timings.election_max * 2).max(Duration::from_secs(2)));
-    let machine = StateMachine::new(apply.clone(), snapshots.clone());
-    let networks = Networks::new(links.clone());
+    let machine = StateMachine::new(apply.clone(), snapshots.clone(), options.execution);
+    let networks = Networks::new(links.clone(), options.execution);
     let raft = Raft::build(identity.node.0, Arc::new(config), networks, log.clone(), machine)
         .await
         .map_err(|e| raft_error(e.to_string()))?;
@@ -364,7 +386,7 @@ async fn assemble(
     let (status_task, status) =
         StatusTask::new(consensus.clone(), apply.clone(), links.clone(), stream.incarnation(), stream.has_quorum());
 
-    let closing = snapshots.clone();
+    let (closing, execution) = (snapshots.clone(), options.execution);
     let close_files = Box::pin(async move {
         let engine = engine.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
         let close = move || {
@@ -372,7 +394,7 @@ async fn assemble(
             // The last clone waits for the disk.
             drop(engine);
         };
-        let _ = spawn_blocking(close).await;
+        let _ = execution.blocking(close).await;
     });
     let mut services = stream.services();
     let cluster = Cluster(Arc::new(Node {
@@ -387,13 +409,14 @@ async fn assemble(
         tasks,
         close_files: Mutex::new(Some(close_files)),
         data_dir,
+        execution,
     }));
 
     // Others may speak to it now.
     let (gone, peers_gone) = mpsc::channel(PEERS_GONE_MAX);
     let admission: Arc<dyn Admission> = Arc::new(WeakCluster(Arc::downgrade(&cluster.0)));
     services.push(Arc::new(RaftService::new(consensus.clone(), gone)));
-    services.push(Arc::new(SnapshotService::new(consensus.clone(), snapshots)));
+    services.push(Arc::new(SnapshotService::new(consensus.clone(), snapshots, options.execution)));
     services.push(Arc::new(ControlService::new(admission)));
     let tasks = &cluster.0.tasks;
     tasks.spawn("peer port", listener.run(local, pool.addresses().clone(), services));
@@ -417,7 +440,7 @@ async fn assemble(
     if identity.node == FIRST_NODE && !cluster.0.data_dir.has_log()? {
         bootstrap(&raft, &options).await?;
     }
-    tasks.spawn("log mark", mark_log(Arc::downgrade(&cluster.0), identity, log));
+    tasks.spawn("log mark", mark_log(Arc::downgrade(&cluster.0), identity, log, execution));
     Ok(cluster)
 }
 
@@ -432,7 +455,7 @@ async fn bootstrap(raft: &Raft, options: &RaftOptions) -> Result<(), StartError>
 }
 
 /// Notes in the data directory that there is a log now, as soon as it holds anything.
-async fn mark_log(node: Weak<Node>, identity: Identity, log: LogStore<RocksLog>) {
+async fn mark_log<E: LogEngine>(node: Weak<Node>, identity: Identity, log: LogStore<E>, execution: Execution) {
     loop {
         let state = log.engine().state();
         if state.vote.is_some() || state.last.is_some() {
@@ -441,7 +464,7 @@ async fn mark_log(node: Weak<Node>, identity: Identity, log: LogStore<RocksLog>)
         sleep(LOG_MARK_INTERVAL).await;
     }
     drop(log);
-    let marked = spawn_blocking(move || node.upgrade().map(|node| node.data_dir.mark_log(identity)));
+    let marked = execution.blocking(move || node.upgrade().map(|node| node.data_dir.mark_log(identity)));
     if let Ok(Some(Err(error))) = marked.await {
         warn!(%error, "the data directory could not be marked");
     }

@@ -11,10 +11,10 @@ use openraft::OptionalSend;
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::{EntryPayload, Snapshot as RaftSnapshot};
 use quorate_store::machine::Machine;
-use tokio::task::spawn_blocking;
 use tracing::{info, warn};
 
-use crate::apply::{ApplyHandle, Run};
+use crate::apply::{ApplyHandle, Run, WeakReader};
+use crate::execution::Execution;
 use crate::snapshots::{SnapshotData, Snapshots};
 use crate::types::{LogId, Snapshot, SnapshotMeta, StoredMembership, Types};
 
@@ -28,26 +28,29 @@ const RUN_BYTES_MAX: usize = 1 << 20;
 pub(crate) struct StateMachine {
     apply: ApplyHandle,
     snapshots: Snapshots,
+    execution: Execution,
 }
 
 impl StateMachine {
-    pub(crate) fn new(apply: ApplyHandle, snapshots: Snapshots) -> Self {
-        Self { apply, snapshots }
+    pub(crate) fn new(apply: ApplyHandle, snapshots: Snapshots, execution: Execution) -> Self {
+        Self { apply, snapshots, execution }
     }
 }
 
 /// Builds snapshots of what is applied, beside the apply thread.
 pub(crate) struct SnapshotBuilder {
-    apply: ApplyHandle,
+    /// openraft does not wait for a builder when it shuts down: it must not keep the rows open until it is done.
+    rows: WeakReader,
     snapshots: Snapshots,
+    execution: Execution,
 }
 
 impl RaftSnapshotBuilder<Types> for SnapshotBuilder {
     type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
-        let (snapshots, apply) = (self.snapshots.clone(), self.apply.clone());
-        let built = spawn_blocking(move || snapshots.build(move || apply.reader()));
+        let (snapshots, rows) = (self.snapshots.clone(), self.rows.clone());
+        let built = self.execution.blocking(move || snapshots.build(move || rows.reader()));
         let (meta, snapshot) = built.await.map_err(io::Error::other)??;
         info!(snapshot = %meta, "snapshot built");
         Ok(RaftSnapshot { meta, snapshot })
@@ -97,23 +100,23 @@ impl RaftStateMachine<Types> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        SnapshotBuilder { apply: self.apply.clone(), snapshots: self.snapshots.clone() }
+        SnapshotBuilder { rows: self.apply.weak_reader(), snapshots: self.snapshots.clone(), execution: self.execution }
     }
 
     async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotData) -> io::Result<()> {
         info!(snapshot = %meta, "installing a snapshot");
         let snapshots = self.snapshots.clone();
         let meta = meta.clone();
-        let machine = spawn_blocking(move || {
+        let open = move || {
             let rows = snapshots.install(&meta, &snapshot)?;
             Machine::open(rows).map_err(io::Error::other)
-        })
-        .await
-        .map_err(io::Error::other)??;
+        };
+        let machine = self.execution.blocking(open).await.map_err(io::Error::other)??;
         self.apply.replace(machine).await.map_err(io::Error::other)?;
         // The rows before it have no user any more, but for readers that are in the middle of a page.
         let snapshots = self.snapshots.clone();
-        if let Err(error) = spawn_blocking(move || snapshots.clean_up()).await.map_err(io::Error::other)? {
+        let cleaned = self.execution.blocking(move || snapshots.clean_up()).await;
+        if let Err(error) = cleaned.map_err(io::Error::other)? {
             warn!(%error, "old rows could not be removed; the next start tries again");
         }
         Ok(())
@@ -121,7 +124,7 @@ impl RaftStateMachine<Types> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<Snapshot>> {
         let snapshots = self.snapshots.clone();
-        let current = spawn_blocking(move || snapshots.current()).await.map_err(io::Error::other)??;
+        let current = self.execution.blocking(move || snapshots.current()).await.map_err(io::Error::other)??;
         Ok(current.map(|(meta, snapshot)| RaftSnapshot { meta, snapshot }))
     }
 }

@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::apply::ApplyHandle;
 use crate::entry::LogEntry;
+use crate::execution::Execution;
 use crate::log_store::LogStore;
 use crate::peer::AddressBook;
 use crate::snapshots::{SnapshotData, Snapshots};
@@ -68,8 +69,9 @@ impl StoreBuilder<Types, LogStore<RocksLog>, Filled, TempDir> for Builder {
         let engine = RocksLog::open(dir.path().join("log"), small, Arc::new(|error| panic!("{error}"))).unwrap();
         let log = LogStore::new(engine).unwrap();
         let (snapshots, rows) = Snapshots::open(dir.path(), &RowsOptions::default()).unwrap();
-        let apply = ApplyHandle::start(Machine::open(rows).unwrap(), AddressBook::default()).unwrap();
-        Ok((dir, log, Filled(StateMachine::new(apply, snapshots))))
+        let apply =
+            ApplyHandle::start(Machine::open(rows).unwrap(), AddressBook::default(), Execution::default()).unwrap();
+        Ok((dir, log, Filled(StateMachine::new(apply, snapshots, Execution::default()))))
     }
 }
 

@@ -22,7 +22,7 @@ use quorate_store::command::Command;
 use quorate_store::effect::AllEffects;
 use quorate_store::log::{LogEngine as _, LogRecord, OnFatal, RocksLog};
 use quorate_store::machine::Machine;
-use quorate_store::rows::{MemRows, RocksRows, RowsOptions};
+use quorate_store::rows::{MemRows, RocksRows, Rows, RowsOptions};
 use quorate_store::snapshot::{RowsDir, SnapshotDir, SnapshotId, SnapshotMeta, SnapshotOptions};
 use support::disk::Cut;
 use support::fault_fs::FaultDisk;
@@ -155,7 +155,7 @@ impl Files {
         let made = self.snapshots.make(
             |to| Ok(self.machine.store().checkpoint(to)?),
             |copy| {
-                let (applied, meta) = RocksRows::read_applied(copy)?;
+                let (applied, meta) = Rows::read_applied(copy)?;
                 Ok(SnapshotMeta { id: SnapshotId { index: applied.index, term: applied.term }, meta })
             },
         );

@@ -6,7 +6,7 @@ use tokio::time::timeout;
 
 use super::*;
 use crate::identity::ClusterId;
-use crate::peer::{AddressBook, LocalPeer, PeerListener, PeerPool};
+use crate::peer::{AddressBook, LocalPeer, PeerListener, PeerPool, Tcp};
 use crate::proposer::encode_direct;
 use crate::proposer::testkit::{FakeRaft, Mood, incarnation, publish};
 
@@ -30,12 +30,12 @@ fn desk(raft: &FakeRaft) -> Arc<LeaderDesk<FakeRaft>> {
 /// Node 1 serves; node 2 has a pool that knows where.
 async fn serve(raft: &FakeRaft) -> (PeerPool, Arc<LeaderDesk<FakeRaft>>, tokio::task::JoinHandle<()>) {
     let desk = desk(raft);
-    let listener = PeerListener::bind("127.0.0.1:0", None).await.unwrap();
+    let listener = PeerListener::bind("127.0.0.1:0", &*Tcp::transport(None)).await.unwrap();
     let addresses = AddressBook::default();
     addresses.set_nodes([(NodeId(1), listener.local_addr().unwrap().to_string())].into());
     let service: Arc<dyn PeerService> = Arc::new(LeaderIntake::new(desk.clone()));
     let serving = tokio::spawn(listener.run(local(1), AddressBook::default(), vec![service]));
-    (PeerPool::new(local(2), addresses, None), desk, serving)
+    (PeerPool::new(local(2), addresses, Tcp::transport(None)), desk, serving)
 }
 
 async fn send(conn: &mut PeerConn, batch: Bytes) {
@@ -239,11 +239,11 @@ async fn a_connection_on_which_no_answer_comes_is_dialed_anew() {
     let served = watch::Sender::new(0);
     let leader = Arc::new(LeaderIntake::new(desk(&cluster[0])));
     let mute: Arc<dyn PeerService> = Arc::new(Mute { served: served.clone(), leader });
-    let listener = PeerListener::bind("127.0.0.1:0", None).await.unwrap();
+    let listener = PeerListener::bind("127.0.0.1:0", &*Tcp::transport(None)).await.unwrap();
     let addresses = AddressBook::default();
     addresses.set_nodes([(NodeId(1), listener.local_addr().unwrap().to_string())].into());
     tokio::spawn(listener.run(local(1), AddressBook::default(), vec![mute]));
-    let (asks, courier) = Asks::new(desk(&cluster[1]), PeerPool::new(local(2), addresses, None));
+    let (asks, courier) = Asks::new(desk(&cluster[1]), PeerPool::new(local(2), addresses, Tcp::transport(None)));
     tokio::spawn(courier);
     let clock = ClockReport { time: ClusterTime(1), is_live: false, wall_ms: 2 };
     // As a node pings: the first ones are never answered.

@@ -8,8 +8,8 @@ use bytes::{Buf, Bytes, BytesMut};
 use quorate_store::ids::{GroupId, NodeId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
-use super::Purpose;
 use super::frame::{FRAME_BODY_BYTES_MAX, Frame, HELLO_BODY_BYTES_MAX, Parsed, frame_head, take_frame};
+use super::{PeerStream, Purpose};
 
 /// Parts up to this size are copied together, longer ones are written from where they are.
 const COPY_BYTES_MAX: usize = 4096;
@@ -141,7 +141,7 @@ impl PeerReceiver {
 
 impl PeerConn {
     /// Over a fresh byte stream: frames are short until [`Self::established`].
-    pub(super) fn new(reader: Box<dyn AsyncRead + Send + Unpin>, writer: Box<dyn AsyncWrite + Send + Unpin>) -> Self {
+    pub(super) fn new(PeerStream { reader, writer }: PeerStream) -> Self {
         let sender = PeerSender { io: writer, staging: BytesMut::new(), queued: VecDeque::new(), queued_bytes: 0 };
         let receiver = PeerReceiver { io: reader, buffer: BytesMut::new(), body_bytes_max: HELLO_BODY_BYTES_MAX };
         Self { peer: NodeId(0), boot: 0, purpose: Purpose::Control, sender, receiver }

@@ -6,17 +6,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use openraft::base::BoxFuture;
+use futures_util::future::BoxFuture;
 use quorate_store::ids::NodeId;
-use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
 
 use super::hello::{LocalPeer, receive};
-use super::socket::prepare;
-use super::{AddressBook, PeerConn, PeerTls, Purpose};
+use super::{AddressBook, PeerAcceptor, PeerConn, PeerStream, PeerTransport, Purpose};
 
 /// Longest wait for a caller's hello.
 const HELLO_TIMEOUT: Duration = Duration::from_millis(2000);
@@ -35,8 +33,7 @@ pub(crate) trait PeerService: Send + Sync + 'static {
 
 /// The peer port.
 pub(crate) struct PeerListener {
-    tcp: TcpListener,
-    tls: Option<PeerTls>,
+    port: Box<dyn PeerAcceptor>,
 }
 
 impl PeerListener {
@@ -44,17 +41,17 @@ impl PeerListener {
     ///
     /// # Errors
     /// When the address cannot be had, for example because it is in use.
-    pub(crate) async fn bind(address: &str, tls: Option<PeerTls>) -> io::Result<Self> {
-        Ok(Self { tcp: TcpListener::bind(address).await?, tls })
+    pub(crate) async fn bind(address: &str, transport: &dyn PeerTransport) -> io::Result<Self> {
+        Ok(Self { port: transport.listen(address).await? })
     }
 
     /// Where it listens (the port that was chosen for port 0).
     pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.tcp.local_addr()
+        self.port.local_addr()
     }
 
     /// Serves until the returned task is aborted; that ends all connections.
-    pub(crate) async fn run(self, local: LocalPeer, addresses: AddressBook, services: Vec<Arc<dyn PeerService>>) {
+    pub(crate) async fn run(mut self, local: LocalPeer, addresses: AddressBook, services: Vec<Arc<dyn PeerService>>) {
         let services: BTreeMap<u8, Arc<dyn PeerService>> =
             services.into_iter().map(|s| (s.purpose() as u8, s)).collect();
         let services = Arc::new(services);
@@ -62,8 +59,8 @@ impl PeerListener {
         let mut connections = JoinSet::new();
         loop {
             while connections.try_join_next().is_some() {}
-            let tcp = match self.tcp.accept().await {
-                Ok((tcp, _)) => tcp,
+            let (from, stream) = match self.port.accept().await {
+                Ok(caller) => caller,
                 Err(error) => {
                     warn!(%error, "peer port: accept failed");
                     sleep(ACCEPT_PAUSE).await;
@@ -74,46 +71,31 @@ impl PeerListener {
                 warn!(connections = CONNECTIONS_MAX, "peer port: too many connections, one was refused");
                 continue;
             };
-            let (services, tls) = (services.clone(), self.tls.clone());
-            let (local, addresses) = (local.clone(), addresses.clone());
+            let (services, local, addresses) = (services.clone(), local.clone(), addresses.clone());
             connections.spawn(async move {
                 let _place = place;
-                serve_one(tcp, tls, &local, &addresses, &services).await;
+                serve_one(from, stream, &local, &addresses, &services).await;
             });
         }
     }
 }
 
 async fn serve_one(
-    tcp: TcpStream,
-    tls: Option<PeerTls>,
+    from: SocketAddr,
+    stream: BoxFuture<'static, io::Result<PeerStream>>,
     local: &LocalPeer,
     addresses: &AddressBook,
     services: &BTreeMap<u8, Arc<dyn PeerService>>,
 ) {
-    let from = tcp.peer_addr().ok();
-    let hello = async {
-        prepare(&tcp)?;
-        let conn = match tls {
-            None => {
-                let (reader, writer) = tcp.into_split();
-                PeerConn::new(Box::new(reader), Box::new(writer))
-            }
-            Some(tls) => {
-                let (reader, writer) = tokio::io::split(tls.accept(tcp).await?);
-                PeerConn::new(Box::new(reader), Box::new(writer))
-            }
-        };
-        receive(conn, local).await
-    };
+    let hello = async { receive(PeerConn::new(stream.await?), local).await };
     let (conn, address) = match timeout(HELLO_TIMEOUT, hello).await {
         Ok(Ok(greeted)) => greeted,
         Ok(Err(error)) => {
-            warn!(?from, %error, "peer port: a caller was turned away");
+            warn!(%from, %error, "peer port: a caller was turned away");
             return;
         }
         Err(_) => {
-            debug!(?from, "peer port: a caller said nothing");
+            debug!(%from, "peer port: a caller said nothing");
             return;
         }
     };

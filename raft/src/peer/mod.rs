@@ -19,6 +19,7 @@ mod listener;
 mod pool;
 mod socket;
 mod tls;
+mod transport;
 
 pub(crate) use conn::{PeerConn, PeerReceiver, PeerSender};
 pub(crate) use frame::{FRAME_BODY_BYTES_MAX, Frame};
@@ -26,6 +27,8 @@ pub(crate) use hello::LocalPeer;
 pub(crate) use listener::{PeerListener, PeerService};
 pub(crate) use pool::{AddressBook, PeerPool, dial_address};
 pub use tls::PeerTls;
+pub(crate) use transport::Tcp;
+pub use transport::{Caller, PeerAcceptor, PeerStream, PeerTransport};
 
 /// What a connection is for. Ordinals are on the wire: only appended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

@@ -6,12 +6,10 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use quorate_store::ids::NodeId;
-use tokio::net::TcpStream;
 use tokio::time::timeout;
 
 use super::hello::{LocalPeer, greet};
-use super::socket::prepare;
-use super::{PeerConn, PeerTls, Purpose};
+use super::{PeerConn, PeerTransport, Purpose};
 
 /// Longest wait for connection and hello.
 const DIAL_TIMEOUT: Duration = Duration::from_millis(1000);
@@ -61,15 +59,15 @@ impl AddressBook {
 pub(crate) struct PeerPool {
     local: LocalPeer,
     addresses: AddressBook,
-    tls: Option<PeerTls>,
+    transport: Arc<dyn PeerTransport>,
     /// The address at which each node was last reached.
     reached: Arc<Mutex<BTreeMap<NodeId, String>>>,
 }
 
 impl PeerPool {
     /// For this node.
-    pub(crate) fn new(local: LocalPeer, addresses: AddressBook, tls: Option<PeerTls>) -> Self {
-        Self { local, addresses, tls, reached: Arc::default() }
+    pub(crate) fn new(local: LocalPeer, addresses: AddressBook, transport: Arc<dyn PeerTransport>) -> Self {
+        Self { local, addresses, transport, reached: Arc::default() }
     }
 
     /// Where the nodes are.
@@ -92,7 +90,7 @@ impl PeerPool {
         let Some(address) = self.addresses.get(node) else {
             return Err(io::Error::new(io::ErrorKind::NotFound, format!("the address of node {node} is unknown")));
         };
-        let (conn, _) = dial_address(&address, Some(&self.local), node, purpose, self.tls.as_ref()).await?;
+        let (conn, _) = dial_address(&address, Some(&self.local), node, purpose, &*self.transport).await?;
         self.reached.lock().unwrap_or_else(PoisonError::into_inner).insert(node, address);
         Ok(conn)
     }
@@ -111,22 +109,11 @@ pub(crate) async fn dial_address(
     local: Option<&LocalPeer>,
     to: NodeId,
     purpose: Purpose,
-    tls: Option<&PeerTls>,
+    transport: &dyn PeerTransport,
 ) -> io::Result<(PeerConn, LocalPeer)> {
     let connect = async {
-        let tcp = TcpStream::connect(address).await?;
-        prepare(&tcp)?;
-        let conn = match tls {
-            None => {
-                let (reader, writer) = tcp.into_split();
-                PeerConn::new(Box::new(reader), Box::new(writer))
-            }
-            Some(tls) => {
-                let (reader, writer) = tokio::io::split(tls.connect(tcp).await?);
-                PeerConn::new(Box::new(reader), Box::new(writer))
-            }
-        };
-        greet(conn, local, to, purpose).await
+        let stream = transport.connect(address).await?;
+        greet(PeerConn::new(stream), local, to, purpose).await
     };
     timeout(DIAL_TIMEOUT, connect).await.map_err(|_| io::Error::new(io::ErrorKind::TimedOut, "no answer in time"))?
 }

@@ -49,11 +49,14 @@ async fn listening_with(
     server: Option<PeerTls>,
     client: Option<PeerTls>,
 ) -> (JoinHandle<()>, PeerPool) {
-    let listener = PeerListener::bind("127.0.0.1:0", server).await.unwrap();
+    let listener = PeerListener::bind("127.0.0.1:0", &*Tcp::transport(server)).await.unwrap();
     let addresses = AddressBook::default();
     addresses.set_members(BTreeMap::from([(name, listener.local_addr().unwrap().to_string())]));
     let services: Vec<Arc<dyn PeerService>> = vec![Arc::new(Echo(Purpose::QoS0)), Arc::new(Echo(Purpose::Control))];
-    (tokio::spawn(listener.run(local(7, 1), addresses.clone(), services)), PeerPool::new(caller, addresses, client))
+    (
+        tokio::spawn(listener.run(local(7, 1), addresses.clone(), services)),
+        PeerPool::new(caller, addresses, Tcp::transport(client)),
+    )
 }
 
 fn refusal(refused: io::Result<PeerConn>) -> String {
@@ -122,9 +125,9 @@ async fn a_reused_address_and_a_copied_data_directory_are_noticed() {
 async fn a_newcomer_may_only_ask_to_join() {
     let (server, pool) = listening(local(7, 2), NodeId(1)).await;
     let address = pool.addresses().get(NodeId(1)).unwrap();
-    let (conn, peer) = dial_address(&address, None, NodeId(0), Purpose::Control, None).await.unwrap();
+    let (conn, peer) = dial_address(&address, None, NodeId(0), Purpose::Control, &*Tcp::transport(None)).await.unwrap();
     assert_eq!((conn.peer(), peer.cluster, &*peer.address), (NodeId(1), ClusterId(7), "said:1"));
-    let refused = dial_address(&address, None, NodeId(0), Purpose::QoS0, None).await;
+    let refused = dial_address(&address, None, NodeId(0), Purpose::QoS0, &*Tcp::transport(None)).await;
     assert!(refusal(refused.map(|(conn, _)| conn)).contains("belongs to cluster"));
     server.abort();
 }

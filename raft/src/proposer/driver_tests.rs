@@ -19,7 +19,7 @@ use crate::incarnation::StartTable;
 use crate::leader_intake::{LeaderDesk, LeaderIntake};
 use crate::liveness::Attendance;
 use crate::options::Limits;
-use crate::peer::{AddressBook, LocalPeer, PeerListener, PeerPool, PeerService};
+use crate::peer::{AddressBook, LocalPeer, PeerListener, PeerPool, PeerService, Tcp};
 
 const SOON: Duration = Duration::from_secs(30);
 
@@ -44,7 +44,7 @@ impl Cluster {
         let mut nodes = std::collections::BTreeMap::new();
         let mut tasks = JoinSet::new();
         for (raft, node) in rafts.iter().zip(1..) {
-            let listener = PeerListener::bind("127.0.0.1:0", None).await.unwrap();
+            let listener = PeerListener::bind("127.0.0.1:0", &*Tcp::transport(None)).await.unwrap();
             nodes.insert(NodeId(node), listener.local_addr().unwrap().to_string());
             let attendance = Arc::new(Attendance::new(Duration::from_secs(3)));
             let (clock, stats) = (Arc::new(ClusterClock::new(Duration::MAX)), Arc::default());
@@ -77,7 +77,11 @@ impl Cluster {
                 progress.send_replace(done);
             }
         });
-        let links = Arc::new(LeaderLinks::new(rafts[0].clone(), PeerPool::new(local(1), addresses, None), stats));
+        let links = Arc::new(LeaderLinks::new(
+            rafts[0].clone(),
+            PeerPool::new(local(1), addresses, Tcp::transport(None)),
+            stats,
+        ));
         let leader = crate::leader_intake::Leadership::leader_watch(&rafts[0]);
         tasks.spawn(run_stream(proposer.shared().clone(), links, leader));
         timeout(SOON, proposer.room()).await.unwrap();

@@ -6,8 +6,9 @@ use quorate_store::rows::RowsOptions;
 use quorate_store::topic::TopicName;
 
 use super::*;
+use crate::execution::Execution;
 use crate::identity::ClusterId;
-use crate::peer::{AddressBook, LocalPeer};
+use crate::peer::{AddressBook, LocalPeer, Tcp};
 use crate::proposer::testkit::{FakeFront, incarnation};
 use crate::snapshots::Snapshots;
 
@@ -58,7 +59,7 @@ fn one_job_ends_after_so_many_deliveries_and_the_rest_keeps_its_place() {
 async fn what_peers_send_faster_than_it_is_handed_on_is_dropped_and_counted() {
     let dir = tempfile::tempdir().unwrap();
     let (_, rows) = Snapshots::open(dir.path(), &RowsOptions::default()).unwrap();
-    let apply = ApplyHandle::start(Machine::open(rows).unwrap(), AddressBook::default()).unwrap();
+    let apply = ApplyHandle::start(Machine::open(rows).unwrap(), AddressBook::default(), Execution::default()).unwrap();
     // The apply thread is busy until it is told.
     let (go, wait) = std::sync::mpsc::channel::<()>();
     apply.submit(Box::new(move |_| wait.recv().unwrap())).unwrap();
@@ -66,7 +67,7 @@ async fn what_peers_send_faster_than_it_is_handed_on_is_dropped_and_counted() {
     let own = incarnation(5);
     let incarnations = watch::Sender::new(Some(own));
     let stats = Arc::new(StreamStats::default());
-    let pool = PeerPool::new(local, AddressBook::default(), None);
+    let pool = PeerPool::new(local, AddressBook::default(), Tcp::transport(None));
     let front = Arc::new(FakeFront::default());
     let router = Qos0Router::new(apply.clone(), pool, front.clone(), incarnations.subscribe(), 64 << 10, stats.clone());
     let message: SharedMessage =

@@ -146,12 +146,6 @@ impl RocksLog {
         Ok(Self { handle: Arc::new(Handle { core, on_fatal, writer: Some(writer), writer_id }) })
     }
 
-    /// Counters for metrics.
-    #[must_use]
-    pub fn stats(&self) -> Arc<LogStats> {
-        Arc::clone(&self.handle.core.stats)
-    }
-
     /// Queues what `change` makes of the state, or ends the log with its error. What `change` frees is
     /// returned by it and dropped outside the lock.
     fn submit<R>(&self, refused: Option<Op>, change: impl FnOnce(&mut State, Option<Op>) -> Change<R>) {
@@ -212,6 +206,10 @@ enum Change<R> {
 }
 
 impl LogEngine for RocksLog {
+    fn stats(&self) -> Arc<LogStats> {
+        Arc::clone(&self.handle.core.stats)
+    }
+
     fn state(&self) -> LogState {
         let state = self.handle.core.lock();
         LogState {

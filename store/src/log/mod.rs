@@ -29,6 +29,8 @@ pub mod wal;
 mod warm;
 mod writer;
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 
 pub use engine::RocksLog;
@@ -107,6 +109,9 @@ pub trait LogEngine: Clone + Send + Sync + 'static {
     /// Bytes handed to [`Self::append`] that are not on disk yet: above its bound the leader refuses
     /// proposals.
     fn unflushed_bytes(&self) -> usize;
+
+    /// Its counters.
+    fn stats(&self) -> Arc<LogStats>;
 
     /// The error that ended this engine, if one did.
     fn poisoned(&self) -> Option<LogError>;

@@ -127,6 +127,11 @@ impl Key {
         Self::with(kind, &[])
     }
 
+    /// A key that was encoded before.
+    pub(crate) fn from_encoded(bytes: &[u8]) -> Self {
+        Self::of(bytes, &[])
+    }
+
     fn with(kind: RowKind, rest: &[u8]) -> Self {
         let [g0, g1] = GroupId::MAIN.0.to_be_bytes();
         Self::of(&[g0, g1, kind as u8], rest)

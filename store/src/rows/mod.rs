@@ -11,17 +11,20 @@ use thiserror::Error;
 
 use crate::log::LogError;
 
+mod database;
 pub mod key;
 pub mod mem;
 pub(crate) mod overlay;
 pub mod page;
+pub mod plain;
 pub mod rocks;
 pub mod share;
 pub mod value;
 
+pub use database::{Rows, RowsEngine, RowsOptions, RowsReader};
 pub use mem::MemRows;
 pub use page::{QueuePage, QueuedRow};
-pub use rocks::{RocksRows, RowsOptions, RowsReader};
+pub use rocks::RocksRows;
 
 /// Why rows could not be read or written. All of these end the process: nothing is skipped.
 #[derive(Debug, Error)]

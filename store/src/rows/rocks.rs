@@ -16,30 +16,8 @@ use rocksdb::{
     IteratorMode, LruCacheOptions, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
-use super::key::{self, MetaName};
-use super::value::{AppliedRow, Value as _};
-use super::{QueuePage, RowBatch, RowRead, RowStore, RowVisitor, RowsError, digest, page};
-use crate::ids::{QueueSeq, SessionId};
+use super::{RowBatch, RowRead, RowStore, RowVisitor, RowsError, RowsOptions};
 use crate::log::wal::trim_manifest;
-
-/// Sizes. They change speed and memory, never an outcome, so each node may have its own.
-#[derive(Clone, Debug)]
-pub struct RowsOptions {
-    /// Bytes of one memtable.
-    pub write_buffer_bytes: usize,
-    /// Memtables at once (one is written to while others are flushed).
-    pub write_buffers_max: i32,
-    /// Bytes of the block cache, index and filter blocks included.
-    pub block_cache_bytes: usize,
-    /// Files kept open.
-    pub open_files_max: i32,
-}
-
-impl Default for RowsOptions {
-    fn default() -> Self {
-        Self { write_buffer_bytes: 32 << 20, write_buffers_max: 3, block_cache_bytes: 32 << 20, open_files_max: 512 }
-    }
-}
 
 /// A piece of an index or filter.
 const METADATA_BLOCK_BYTES: usize = 4096;
@@ -87,29 +65,15 @@ fn database_options(options: &RowsOptions) -> Options {
 
 /// Reads the applied rows from any thread.
 #[derive(Clone)]
-pub struct RowsReader(Arc<DB>);
+pub struct RocksReader(Arc<DB>);
 
-impl std::fmt::Debug for RowsReader {
+impl std::fmt::Debug for RocksReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("RowsReader").field(&self.0.path()).finish()
+        f.debug_tuple("RocksReader").field(&self.0.path()).finish()
     }
 }
 
-impl RowsReader {
-    /// A page of a session's queue; see [`page::queue_page`].
-    ///
-    /// # Errors
-    /// [`RowsError`] when the database fails or a row is damaged.
-    pub fn queue_page(
-        &self,
-        session: SessionId,
-        from: QueueSeq,
-        rows_max: usize,
-        bytes_max: usize,
-    ) -> Result<QueuePage, RowsError> {
-        page::queue_page(self, session, from, rows_max, bytes_max)
-    }
-
+impl RocksReader {
     /// Writes memtables to files and waits; then what was applied is on disk.
     ///
     /// # Errors
@@ -131,19 +95,9 @@ impl RowsReader {
         Ok(Checkpoint::new(self.0.as_ref())?.create_checkpoint_with_log_size(to, 0)?)
     }
 
-    /// Hash of all rows, with the applied index it belongs to: equal on all replicas at the same index. A full
-    /// scan of the rows as they are now, beside whoever writes.
-    ///
-    /// # Errors
-    /// [`RowsError`] when they cannot be read.
-    pub fn digest(&self) -> Result<(u64, u64), RowsError> {
-        let frozen = Frozen(self.0.snapshot());
-        let key = key::meta(MetaName::Applied);
-        let applied = match frozen.get(key.as_bytes())? {
-            Some(bytes) => AppliedRow::read(key.as_bytes(), &bytes)?,
-            None => AppliedRow::initial(),
-        };
-        Ok((applied.index, digest(&frozen)?))
+    /// The rows of this moment.
+    pub(super) fn frozen(&self) -> impl RowRead {
+        Frozen(self.0.snapshot())
     }
 
     /// Bytes of memtables, table readers and files, for metrics: `(memory, disk)`.
@@ -175,7 +129,7 @@ fn until(to: &[u8]) -> ReadOptions {
     options
 }
 
-impl RowRead for RowsReader {
+impl RowRead for RocksReader {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, RowsError> {
         Ok(self.0.get_pinned(key)?.map(|v| Bytes::copy_from_slice(&v)))
     }
@@ -203,7 +157,7 @@ impl RowRead for Frozen<'_> {
 /// The rows of this node; one owner, the apply thread, writes them.
 #[derive(Debug)]
 pub struct RocksRows {
-    reader: RowsReader,
+    reader: RocksReader,
 }
 
 impl RocksRows {
@@ -216,12 +170,12 @@ impl RocksRows {
         // with it a purge of the log, comes after its flush.
         trim_manifest(dir)?;
         let database = DB::open(&database_options(options), dir)?;
-        Ok(Self { reader: RowsReader(Arc::new(database)) })
+        Ok(Self { reader: RocksReader(Arc::new(database)) })
     }
 
     /// A reader for other threads.
     #[must_use]
-    pub fn reader(&self) -> RowsReader {
+    pub fn reader(&self) -> RocksReader {
         self.reader.clone()
     }
 
@@ -233,7 +187,7 @@ impl RocksRows {
         self.reader.flush()
     }
 
-    /// Makes a checkpoint; see [`RowsReader::checkpoint`].
+    /// Makes a checkpoint; see [`RocksReader::checkpoint`].
     ///
     /// # Errors
     /// [`RowsError`] when the disk refuses.
@@ -241,22 +195,14 @@ impl RocksRows {
         self.reader.checkpoint(to)
     }
 
-    /// Where in the log the database in `dir` is, and the Raft layer's bytes in it. It is opened for reading
-    /// only, and nobody else may have it open.
+    /// Opens the database in `dir` for reading only; nobody else may have it open.
     ///
     /// # Errors
     /// [`RowsError`] when it cannot be read.
-    pub fn read_applied(dir: &Path) -> Result<(AppliedRow, Bytes), RowsError> {
+    pub fn peek(dir: &Path) -> Result<RocksReader, RowsError> {
         let mut options = database_options(&RowsOptions::default());
         options.create_if_missing(false);
-        let reader = RowsReader(Arc::new(DB::open_for_read_only(&options, dir, false)?));
-        let key = key::meta(MetaName::Applied);
-        let applied = match reader.get(key.as_bytes())? {
-            Some(bytes) => AppliedRow::read(key.as_bytes(), &bytes)?,
-            None => AppliedRow::initial(),
-        };
-        let raft_state = reader.get(key::meta(MetaName::Raft).as_bytes())?.unwrap_or_default();
-        Ok((applied, raft_state))
+        Ok(RocksReader(Arc::new(DB::open_for_read_only(&options, dir, false)?)))
     }
 
     /// Checks every block of every file against its checksum by reading all rows.
