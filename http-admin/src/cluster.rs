@@ -27,6 +27,9 @@ pub struct ClusterView {
     pub commit: u64,
     /// The members, by id.
     pub nodes: Vec<NodeView>,
+    /// What an operator should look at, by name.
+    #[serde(default)]
+    pub alarms: Vec<AlarmView>,
 }
 
 impl ClusterView {
@@ -41,6 +44,15 @@ impl ClusterView {
     pub fn voters(&self) -> Vec<u64> {
         self.nodes.iter().filter(|node| node.role != Role::Learner).map(|node| node.id).collect()
     }
+}
+
+/// Something that an operator should look at: the same as `$SYS/brokers/{id}/alarms/activate` says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AlarmView {
+    /// Its name, for as long as it is on.
+    pub name: String,
+    /// What is wrong, for people.
+    pub message: String,
 }
 
 /// One member.

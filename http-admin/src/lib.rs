@@ -25,8 +25,8 @@ mod users;
 
 pub use acls::{Act, CheckRequest, Checked, PutOtherwise, PutRule, RulePage, RuleView, Verdict, Whom};
 pub use cluster::{
-    AccessChange, AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress, NodeState,
-    NodeView, Role, TransferRequest, Transferred,
+    AccessChange, AdminError, AlarmView, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress,
+    NodeState, NodeView, Role, TransferRequest, Transferred,
 };
 pub use dry_run::{Change, Plan, Quorum, plan};
 pub use forward::{FORWARDED, Forwarder};

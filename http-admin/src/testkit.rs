@@ -32,7 +32,14 @@ pub(crate) fn view(voters: &[u64], learners: &[u64]) -> ClusterView {
         first.role = Role::Leader;
     }
     nodes.extend(learners.iter().map(|id| node(id, Role::Learner)));
-    ClusterView { cluster_id: "c0ffee".to_owned(), leader: voters.first().copied(), term: 3, commit: 120, nodes }
+    ClusterView {
+        cluster_id: "c0ffee".to_owned(),
+        leader: voters.first().copied(),
+        term: 3,
+        commit: 120,
+        nodes,
+        alarms: Vec::new(),
+    }
 }
 
 /// What the fake does when asked to change something.

@@ -22,7 +22,7 @@ async fn the_cluster_has_the_shape_that_scripts_rely_on() {
     let server = serve(&Fake::leader()).await;
     let (status, kind, json) = ask(&server, Method::GET, "/api/v1/cluster", "").await;
     assert_eq!((status, kind.as_str()), (StatusCode::OK, "application/json"));
-    let mut want = json!({"cluster_id": "c0ffee", "leader": 1, "term": 3, "commit": 120, "nodes": []});
+    let mut want = json!({"cluster_id": "c0ffee", "leader": 1, "term": 3, "commit": 120, "nodes": [], "alarms": []});
     for (id, role) in [(1, "leader"), (2, "follower"), (3, "follower"), (4, "learner")] {
         want["nodes"].as_array_mut().unwrap().push(json!({
             "id": id, "name": format!("n{id}"), "role": role, "state": "up",

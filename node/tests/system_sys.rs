@@ -8,9 +8,10 @@ mod testkit;
 use std::collections::BTreeMap;
 use std::time::Instant;
 
+use quorate_jepsen::harness::ClusterView;
 use quorate_jepsen::wire::{Packet, Publish, Version, encode};
 use testkit::raw::{Raw, client};
-use testkit::{RECOVERY, SOON, nodes};
+use testkit::{RECOVERY, SOON, System, eventually, nodes};
 
 const EVERY_SECOND: [(&str, &str); 1] = [("sys_interval_s", "1")];
 
@@ -153,4 +154,72 @@ async fn a_subscription_survives_its_node_and_an_alarm_names_it() {
         p.topic.ends_with("/alarms/deactivate") && text(p).contains(&format!("node_lost_{lost}"))
     })
     .await;
+}
+
+/// Names of the alarms that a node shows over REST; none while it does not answer.
+fn shown_over_rest(system: &System, place: usize) -> Vec<String> {
+    let view = ClusterView::of(system.admin(place));
+    view.map(|view| view.alarms.into_iter().map(|alarm| alarm.name).collect()).unwrap_or_default()
+}
+
+/// Whether it says that this alarm begins, or is over.
+fn says(publish: &Publish, what: &str, name: &str) -> bool {
+    let is_named = |alarm: serde_json::Value| alarm["name"].as_str() == Some(name);
+    publish.topic.ends_with(&format!("/alarms/{what}")) && serde_json::from_slice(&publish.payload).is_ok_and(is_named)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_queue_over_half_of_its_bound_is_named_until_its_client_has_read() {
+    const NAME: &str = "queue_over_half/away";
+    const MESSAGES: usize = 12;
+    let mut system = nodes(2, &[("sys_interval_s", "1"), ("bootstrap_queue_bytes_max", "20000")]);
+    let mut away = system.connect(0, Version::V5, "away").await;
+    away.subscribe("to/it", 1).await;
+    away.disconnect().await;
+    let (mut watcher, _) = Raw::connect(system.mqtt(1), Version::V5, &client("watcher", true)).await;
+    subscribe(&mut watcher, &[("$SYS/brokers/+/alarms/+", 0)]).await;
+    let mut publisher = system.connect(0, Version::V5, "publisher").await;
+    let large = "x".repeat(1000);
+    for _ in 0..MESSAGES {
+        publisher.publish_through("to/it", 1, &large).await;
+    }
+    // Each node tells of it; what this one shows to who comes later it has told.
+    let activate = format!("$SYS/brokers/{}/alarms/activate", system.id(1));
+    let alarm = until(&mut watcher, "the alarm", |p| p.topic == activate && says(p, "activate", NAME)).await;
+    assert!(text(&alarm).contains("of 20000 bytes"), "{alarm:?}");
+    for place in 0..2 {
+        let is_shown = || shown_over_rest(&system, place).contains(&NAME.to_owned()).then_some(());
+        eventually("the alarm over REST", SOON, is_shown).await;
+    }
+    // Who comes later hears of it, too.
+    let mut late = system.connect(1, Version::V5, "late").await;
+    subscribe(&mut late, &[(&activate, 0)]).await;
+    until(&mut late, "the alarm for who comes later", |p| p.retain && says(p, "activate", NAME)).await;
+
+    let mut away = system.resume(1, Version::V5, "away").await;
+    for _ in 0..MESSAGES {
+        away.receive_through(&large, false).await;
+    }
+    until(&mut watcher, "the end of the alarm", |p| says(p, "deactivate", NAME)).await;
+    for place in 0..2 {
+        let is_over = || (!shown_over_rest(&system, place).contains(&NAME.to_owned())).then_some(());
+        eventually("the end of the alarm over REST", SOON, is_over).await;
+    }
+}
+
+/// With a bound of 0 any cold start is a jump that is not taken before all voters are there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_clock_that_is_held_at_a_cold_start_is_an_alarm_until_all_voters_are_there() {
+    let mut system = nodes(3, &[("sys_interval_s", "1"), ("cold_start_jump_s_max", "0")]);
+    (0..3).for_each(|place| system.kill(place));
+    (0..2).for_each(|place| system.restart(place));
+    let held = || (0..2).find(|place| shown_over_rest(&system, *place).contains(&"clock_held".to_owned()));
+    let leader = eventually("the alarm", RECOVERY, held).await;
+    let mut watcher = system.connect(leader, Version::V5, "watcher").await;
+    subscribe(&mut watcher, &[("$SYS/brokers/+/alarms/+", 0)]).await;
+    until(&mut watcher, "the alarm", |p| says(p, "activate", "clock_held")).await;
+    system.restart(2);
+    until(&mut watcher, "the end of the alarm", |p| says(p, "deactivate", "clock_held")).await;
+    let jumped = || shown_over_rest(&system, leader).contains(&"clock_jumped".to_owned()).then_some(());
+    eventually("what became of it", SOON, jumped).await;
 }

@@ -57,6 +57,7 @@ mod tasks;
 mod types;
 mod wire;
 
+pub use clock::ClockAlarm;
 pub use cluster::Cluster;
 pub use consensus::{AppliedView, LeaderView};
 pub use effects::{AppliedRun, NodeEffects, NodeEvent, Ticket};
@@ -69,4 +70,4 @@ pub use peer::{Caller, PeerAcceptor, PeerStream, PeerTls, PeerTransport, Purpose
 pub use proposer::{Busy, Counter, ProposeError, Proposer, StreamStats, Submission};
 pub use read_index::ReadError;
 pub use start::StartError;
-pub use status::{ClusterStatus, NodeRole, NodeStatus};
+pub use status::{ClusterStatus, NodeRole, NodeStatus, QUEUES_NAMED_MAX};

@@ -379,12 +379,14 @@ async fn assemble<E: LogEngine>(
 
     // This node's stream of commands, and its part as a leader.
     let seed = StreamSeed::new(identity.node, options.limits, timings.cold_start_jump_max, effects);
-    consensus.set_clock(seed.clock());
+    let clock = seed.clock();
+    consensus.set_clock(clock.clone());
     apply.observe(Box::new(seed.observer()));
     let stream = seed.run(&consensus, pool.clone(), apply.clone(), options.info.clone(), timings, &tasks);
     let members = Members::new(consensus.clone(), timings.election_max * 2);
+    let (incarnation, has_quorum) = (stream.incarnation(), stream.has_quorum());
     let (status_task, status) =
-        StatusTask::new(consensus.clone(), apply.clone(), links.clone(), stream.incarnation(), stream.has_quorum());
+        StatusTask::new(consensus.clone(), apply.clone(), links.clone(), clock, incarnation, has_quorum);
 
     let (closing, execution) = (snapshots.clone(), options.execution);
     let close_files = Box::pin(async move {

@@ -5,17 +5,20 @@
 //! channel. It only reads, and nothing waits for it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
 use openraft::async_runtime::watch::WatchReceiver as _;
 use quorate_store::command::NodeInfo;
+use quorate_store::effect::QueuesOverHalf;
 use quorate_store::ids::{ClusterTime, Incarnation, NodeId};
 use quorate_store::machine::NodeSummary;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::apply::ApplyHandle;
+use crate::apply::{ApplyHandle, NodeMachine};
+use crate::clock::{ClockAlarm, ClusterClock};
 use crate::consensus::Consensus;
 use crate::identity::ClusterId;
 use crate::raft_link::RaftLinks;
@@ -25,6 +28,8 @@ use crate::wire::Call;
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Looks between two rounds of asking the other nodes.
 const LOOKS_PER_ROUND: u32 = 5;
+/// Sessions over half of their queue's byte bound that are told of by name.
+pub const QUEUES_NAMED_MAX: usize = 16;
 /// Longest wait for a peer's answer.
 const ASK_TIMEOUT: Duration = Duration::from_millis(300);
 
@@ -83,6 +88,10 @@ pub struct ClusterStatus {
     pub has_quorum: bool,
     /// This node's incarnation, while it has one.
     pub incarnation: Option<Incarnation>,
+    /// Sessions whose queue is over half of its byte bound, [`QUEUES_NAMED_MAX`] of them by name.
+    pub queues: Arc<QueuesOverHalf>,
+    /// On the leader: what is to be known of cluster time.
+    pub clock_alarm: Option<ClockAlarm>,
 }
 
 impl ClusterStatus {
@@ -100,6 +109,8 @@ impl ClusterStatus {
             nodes: Vec::new(),
             has_quorum: false,
             incarnation: None,
+            queues: Arc::default(),
+            clock_alarm: None,
         }
     }
 }
@@ -109,10 +120,12 @@ pub(crate) struct StatusTask {
     consensus: Consensus,
     apply: ApplyHandle,
     links: RaftLinks,
+    clock: Arc<ClusterClock>,
     incarnation: watch::Receiver<Option<Incarnation>>,
     has_quorum: watch::Receiver<bool>,
     status: watch::Sender<ClusterStatus>,
     summaries: BTreeMap<NodeId, NodeSummary>,
+    queues: Arc<QueuesOverHalf>,
     /// What each peer last said; gone when it does not answer.
     answers: BTreeMap<NodeId, u64>,
     said: BTreeMap<NodeId, u64>,
@@ -123,6 +136,7 @@ impl StatusTask {
         consensus: Consensus,
         apply: ApplyHandle,
         links: RaftLinks,
+        clock: Arc<ClusterClock>,
         incarnation: watch::Receiver<Option<Incarnation>>,
         has_quorum: watch::Receiver<bool>,
     ) -> (Self, watch::Receiver<ClusterStatus>) {
@@ -132,10 +146,12 @@ impl StatusTask {
             consensus,
             apply,
             links,
+            clock,
             incarnation,
             has_quorum,
             status,
             summaries: BTreeMap::new(),
+            queues: Arc::default(),
             answers: BTreeMap::new(),
             said: BTreeMap::new(),
         };
@@ -181,10 +197,14 @@ impl StatusTask {
         }
     }
 
-    /// Asks the machine for the nodes and the peers how far they are.
+    /// Asks the machine for the nodes and for queues that fill, and the peers how far they are.
     async fn begin_round(&mut self, asked: &mut JoinSet<(NodeId, Option<u64>)>) {
-        if let Ok(nodes) = self.apply.with_machine(|machine| machine.nodes()).await {
+        let look = |machine: &mut NodeMachine| (machine.nodes(), machine.queues_over_half(QUEUES_NAMED_MAX));
+        if let Ok((nodes, queues)) = self.apply.with_machine(look).await {
             self.summaries = nodes.into_iter().map(|n| (n.id, n)).collect();
+            if *self.queues != queues {
+                self.queues = Arc::new(queues);
+            }
         }
         let own = self.consensus.node_id();
         for peer in self.members().0.into_keys().filter(|peer| *peer != own) {
@@ -245,6 +265,8 @@ impl StatusTask {
             nodes: nodes.collect(),
             has_quorum: *self.has_quorum.borrow(),
             incarnation: *self.incarnation.borrow(),
+            queues: self.queues.clone(),
+            clock_alarm: self.clock.alarm(),
         }
     }
 }

@@ -210,6 +210,17 @@ pub struct SessionSummary {
     pub expires_at: Option<ClusterTime>,
 }
 
+/// Sessions whose queue came to half of its byte bound, and is not below three eighths since.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct QueuesOverHalf {
+    /// Some of them, those that are over it for longest.
+    pub named: Vec<SessionSummary>,
+    /// How many there are.
+    pub total: u64,
+    /// The bound.
+    pub bytes_max: u64,
+}
+
 /// A group of a shared subscription (administration, tests).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ShareSummary {

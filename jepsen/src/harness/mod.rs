@@ -21,7 +21,7 @@ pub use cluster::{Cluster, ClusterOptions};
 pub use network::{Link, Machine, Network};
 pub use node::{Addresses, NodeProcess, Start};
 pub use relay::Relay;
-pub use view::{ClusterView, DigestView, NodeView};
+pub use view::{AlarmView, ClusterView, DigestView, NodeView};
 
 /// Ports for nodes: below Linux's and the IANA's range of ephemeral ones.
 const PORTS: Range<u16> = 20_000..32_000;

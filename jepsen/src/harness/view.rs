@@ -19,6 +19,18 @@ pub struct ClusterView {
     pub commit: u64,
     /// Members.
     pub nodes: Vec<NodeView>,
+    /// Alarms that are on.
+    #[serde(default)]
+    pub alarms: Vec<AlarmView>,
+}
+
+/// An alarm.
+#[derive(Clone, Debug, Deserialize)]
+pub struct AlarmView {
+    /// Its name.
+    pub name: String,
+    /// What it says.
+    pub message: String,
 }
 
 /// A member.

@@ -185,6 +185,9 @@ fn status_text(view: &ClusterView) -> String {
     let mut rows = vec![["ID", "NAME", "ROLE", "STATE", "APPLIED", "MQTT", "PEER", "ADMIN"].map(str::to_owned)];
     rows.extend(view.nodes.iter().map(row));
     text.push_str(&table(&rows));
+    for alarm in &view.alarms {
+        text.push_str(&format!("alarm {}: {}\n", alarm.name, alarm.message));
+    }
     text
 }
 

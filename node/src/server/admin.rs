@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use quorate_http_admin::{
-    AccessChange, AdminError, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress,
+    AccessChange, AdminError, AlarmView, ClusterAdmin, ClusterView, Digest, Health, JoinRequest, Joined, LeaderAddress,
     ListenerSample, LogSample, MqttSample, NodeState, NodeView, Role, ShareView, Stages, Transferred,
 };
 use quorate_raft::{Cluster, ClusterStatus, JoinError, MembershipError, NodeRole, NodeStatus, ProposeError};
@@ -18,6 +18,7 @@ use quorate_store::topic::TopicFilter;
 
 use crate::mqtt::listen::ListenerSnapshot;
 use crate::mqtt::stats::StatsSnapshot;
+use crate::sys::alarms_due;
 
 /// How long an answer waits until the status shows what it is about.
 const SHOWN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -94,6 +95,7 @@ fn view(status: &ClusterStatus) -> ClusterView {
         term: status.term,
         commit: status.commit,
         nodes: nodes.collect(),
+        alarms: alarms_due(status).into_iter().map(|(name, message)| AlarmView { name, message }).collect(),
     }
 }
 

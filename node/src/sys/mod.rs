@@ -19,6 +19,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::mqtt::MqttServer;
 use crate::mqtt::sys::{SysBoard, publish};
 use alarms::Alarms;
+pub(crate) use alarms::due as alarms_due;
 use load::Load;
 use values::{Gathered, values};
 
@@ -51,7 +52,6 @@ pub(crate) async fn run(cluster: Cluster, mqtt: std::sync::Weak<MqttServer>, boa
         let Some(stats) = mqtt.upgrade().map(|mqtt| mqtt.stats()) else { return };
         let status = cluster.status().borrow().clone();
         let changed = alarms.update(&status);
-        tell(&cluster, &changed);
         connections_most = connections_most.max(stats.connections);
         let now = Instant::now();
         let is_due = now >= due;
@@ -64,10 +64,14 @@ pub(crate) async fn run(cluster: Cluster, mqtt: std::sync::Weak<MqttServer>, boa
                 Gathered { status: &status, stats: &stats, totals, uptime: started.elapsed(), connections_most };
             shown = values(&gathered);
             shown.extend(load.values());
-            tell(&cluster, &shown);
         }
         if is_due || !changed.is_empty() {
+            // First, so that who subscribes meanwhile gets it twice rather than not at all.
             board.show(shown.iter().map(|(_, value)| value.clone()).chain(alarms.active()).collect());
+        }
+        tell(&cluster, &changed);
+        if is_due {
+            tell(&cluster, &shown);
         }
     }
 }

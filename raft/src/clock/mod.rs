@@ -36,6 +36,8 @@ use crate::proposer::lock;
 const REPORTS_PATIENCE: Duration = Duration::from_millis(1000);
 /// Wall clocks this far from each other agree.
 const WALLS_AGREE: Duration = Duration::from_secs(60);
+/// How long a jump that was taken is told of.
+const JUMP_SHOWN: Duration = Duration::from_secs(3600);
 /// Nodes whose reports are kept; far more than a cluster has voters.
 const REPORTS_MAX: usize = 1024;
 
@@ -43,6 +45,22 @@ const REPORTS_MAX: usize = 1024;
 pub(crate) fn wall_ms() -> u64 {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What an operator should know of cluster time, as the leader does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ClockAlarm {
+    /// At a cold start the wall clocks of a majority were this far ahead: nothing expires by them until all voters are
+    /// here and agree, or `cold_start_jump_max` is raised.
+    Held {
+        /// By how much time would jump.
+        jump: Duration,
+    },
+    /// Time has jumped this far, within the last hour, because the clocks of all voters agreed.
+    Jumped {
+        /// By how much.
+        jump: Duration,
+    },
 }
 
 /// See the module.
@@ -66,6 +84,9 @@ struct ClockState {
     leads_since: Option<(u64, Instant)>,
     /// Leads, in this term, with a time that the wall clocks are far ahead of.
     held_in: Option<u64>,
+    /// By how much, when that was found; and a far jump that was taken, and when.
+    held_jump: Duration,
+    jumped: Option<(Duration, Instant)>,
 }
 
 /// A leader that looks whether it can have live time.
@@ -108,6 +129,8 @@ impl ClockState {
             reports: HashMap::new(),
             leads_since: None,
             held_in: None,
+            held_jump: Duration::ZERO,
+            jumped: None,
         }
     }
 
@@ -178,10 +201,24 @@ impl ClockState {
         if jump > self.jump_max && !is_first && !agree {
             let is_new = self.held_in.replace(term).is_none();
             self.is_live = true;
+            if is_new {
+                self.held_jump = jump;
+            }
             return if is_new { Settled::Held { jump } } else { Settled::NotYet };
         }
         self.adopt(ClusterTime(median), now);
+        if jump > self.jump_max && !is_first {
+            self.jumped = Some((jump, now));
+        }
         Settled::Wall { jump, is_first }
+    }
+
+    fn alarm(&self, now: Instant) -> Option<ClockAlarm> {
+        if self.held_in.is_some() {
+            return Some(ClockAlarm::Held { jump: self.held_jump });
+        }
+        let recent = self.jumped.filter(|(_, at)| now.saturating_duration_since(*at) < JUMP_SHOWN);
+        recent.map(|(jump, _)| ClockAlarm::Jumped { jump })
     }
 }
 
@@ -212,6 +249,11 @@ impl ClusterClock {
     /// The log shows that cluster time has come to this.
     pub(crate) fn observe(&self, time: ClusterTime) {
         lock(&self.state).observe(time, Instant::now());
+    }
+
+    /// What an operator should know of it, if anything. Only who leads knows.
+    pub(crate) fn alarm(&self) -> Option<ClockAlarm> {
+        lock(&self.state).alarm(Instant::now())
     }
 
     /// What this node tells of its clock.

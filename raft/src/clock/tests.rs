@@ -93,7 +93,9 @@ fn a_long_jump_waits_until_all_voters_agree_and_nothing_expires_by_it_before() {
     let (wrong, late) = (40 * DAY_MS, start + REPORTS_PATIENCE);
     clock.reports.insert(NodeId(2), (report(900, false, wrong), start));
     assert_eq!(settle(&mut clock, 1, &[1, 2, 3], wrong, start), Settled::NotYet);
+    assert_eq!(clock.alarm(late), None);
     assert!(matches!(settle(&mut clock, 1, &[1, 2, 3], wrong, late), Settled::Held { jump } if jump > 39 * DAY));
+    assert!(matches!(clock.alarm(late), Some(ClockAlarm::Held { jump }) if jump > 39 * DAY), "{:?}", clock.alarm(late));
     assert!(clock.is_live, "clients are served");
     assert_eq!(clock.now(late), ClusterTime(2000), "by the time that goes on from where it stopped");
     assert_eq!(settle(&mut clock, 1, &[1, 2, 3], wrong, late), Settled::NotYet, "one alarm is enough");
@@ -106,6 +108,13 @@ fn a_long_jump_waits_until_all_voters_agree_and_nothing_expires_by_it_before() {
     assert!(matches!(settle(&mut clock, 1, &[1, 2, 3], wrong + 1000, late), Settled::Wall { .. }));
     assert_eq!(clock.now(late), ClusterTime(wrong + 1000));
     assert!(!clock.listens());
+    // Time has jumped, and that is told for a while.
+    assert!(
+        matches!(clock.alarm(late), Some(ClockAlarm::Jumped { jump }) if jump > 39 * DAY),
+        "{:?}",
+        clock.alarm(late)
+    );
+    assert_eq!(clock.alarm(late + JUMP_SHOWN), None);
 }
 
 #[test]
@@ -119,6 +128,7 @@ fn time_that_was_held_goes_on_when_another_has_led() {
     clock.reports.insert(NodeId(3), (report(900, false, 40 * DAY_MS), start));
     assert_eq!(settle(&mut clock, 3, &[1, 2, 3], 40 * DAY_MS, start + 2 * REPORTS_PATIENCE), Settled::NotYet);
     assert!(!clock.listens() && clock.is_live);
+    assert_eq!(clock.alarm(start + 2 * REPORTS_PATIENCE), None, "nor is it told of any more");
 }
 
 #[test]

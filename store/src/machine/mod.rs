@@ -56,7 +56,7 @@ use thiserror::Error;
 use crate::access::{Access, Permission};
 use crate::codec::CodecError;
 use crate::command::{Batch, Command, NodeInfo, Origin, QueueFullPolicy, SessionRef, Setting};
-use crate::effect::{Delivery, Effect, EffectSink, Outcome, SessionSummary};
+use crate::effect::{Delivery, Effect, EffectSink, Outcome, QueuesOverHalf, SessionSummary};
 use crate::ids::{BatchSeq, ClusterTime, Incarnation, NodeId, Position, QoS, QueueSeq, SessionId};
 use crate::message::SharedMessage;
 use crate::rows::key::{self, MetaName, RowKind};
@@ -459,7 +459,10 @@ impl<S: RowStore> Machine<S> {
     fn set(&mut self, setting: Setting) -> Result<Outcome, MachineError> {
         self.settings.set(setting);
         let ordinal = match setting {
-            Setting::QueueBytesMax(_) => 1,
+            Setting::QueueBytesMax(bytes) => {
+                self.sessions.set_queue_bytes_max(bytes);
+                1
+            }
             Setting::QueueFullPolicy(_) => 2,
             Setting::SessionExpiryMax(_) => 3,
             Setting::IdempotencyKeysMax(_) => 4,
@@ -531,6 +534,13 @@ impl<S: RowStore> Machine<S> {
             queued: self.sessions.queued(),
             retained: self.retained_topics.len() as u64,
         }
+    }
+
+    /// Sessions whose queue is over half of its byte bound, `named_max` of them by name, without looking at each. For
+    /// people: a replica that was opened meanwhile may take one for below it that has been above.
+    #[must_use]
+    pub fn queues_over_half(&self, named_max: usize) -> QueuesOverHalf {
+        self.sessions.over_half(named_max)
     }
 
     /// The rows as they are written.

@@ -119,6 +119,7 @@ impl<S: RowStore> Machine<S> {
 
     fn load_sessions(&mut self) -> Result<(), MachineError> {
         let mut sessions = Sessions::default();
+        sessions.set_queue_bytes_max(self.settings.queue_bytes_max);
         let mut deadlines = BTreeSet::new();
         self.each(RowKind::Session, |k, row: SessionRow| {
             let id = session_of(k)?;

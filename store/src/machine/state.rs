@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::{BuildHasherDefault, DefaultHasher, Hash as _, Hasher as _};
+use std::num::NonZeroU64;
 use std::sync::Arc;
 
-use crate::effect::SessionSummary;
+use crate::effect::{QueuesOverHalf, SessionSummary};
 use crate::ids::{ClusterTime, Incarnation, PacketId, Position, QueueSeq, SessionId};
 use crate::rows::value::{CountersRow, SessionRow};
 use crate::topic::{TopicFilter, TopicName};
@@ -43,6 +44,8 @@ pub(super) struct Session {
     pub(super) subscriptions: u32,
     /// Rows that are in the count of all.
     counted: u64,
+    /// Its place among the queues over half of their bound.
+    over_half: Option<NonZeroU64>,
     /// Continuations that still bring retained messages, by the filter that was subscribed to.
     pub(super) cursors: BTreeMap<TopicFilter, Position>,
     /// There is no row of `.0 <= seq < .1`, and never will be: where a search for room starts. What is known
@@ -65,6 +68,7 @@ impl Session {
             will: None,
             subscriptions: 0,
             counted: 0,
+            over_half: None,
             cursors: BTreeMap::new(),
             gone: (QueueSeq(0), QueueSeq(0)),
             no_room: None,
@@ -89,6 +93,44 @@ pub(super) struct Sessions {
     dirty: Vec<SessionId>,
     /// Rows in all queues, as of the end of the last run: for people.
     queued: u64,
+    over_half: OverHalf,
+}
+
+/// Queues over half of their byte bound, as of the end of the last run: for people. Which they are is kept where
+/// counters are written anyway, so that nobody ever looks through all sessions for them. A queue leaves at three
+/// eighths, so that one that stands at the half is not told of over and over.
+#[derive(Debug, Default)]
+struct OverHalf {
+    bytes_max: u64,
+    /// By the order in which they came to be: the first stay the first, whichever come later.
+    sessions: BTreeMap<NonZeroU64, SessionId>,
+    last: u64,
+}
+
+impl OverHalf {
+    /// Holds the bytes in a queue against the bound.
+    fn note(&mut self, id: SessionId, session: &mut Session) {
+        let half = self.bytes_max.div_ceil(2).max(1);
+        let bytes = session.counters.bytes;
+        match session.over_half {
+            None if bytes >= half => {
+                self.last = self.last.saturating_add(1);
+                session.over_half = NonZeroU64::new(self.last);
+                self.sessions.extend(session.over_half.map(|place| (place, id)));
+            }
+            Some(place) if bytes < half - half / 4 => {
+                session.over_half = None;
+                self.sessions.remove(&place);
+            }
+            _ => {}
+        }
+    }
+
+    fn forget(&mut self, session: &Session) {
+        if let Some(place) = session.over_half {
+            self.sessions.remove(&place);
+        }
+    }
 }
 
 impl Sessions {
@@ -121,11 +163,36 @@ impl Sessions {
         self.by_id.len()
     }
 
-    /// Brings the count of all rows up to what this session's counters say.
+    /// Brings what is known of all queues up to what this session's counters say.
     pub(super) fn count_queued(&mut self, id: SessionId) {
         if let Some(session) = self.by_id.get_mut(&id) {
             let before = std::mem::replace(&mut session.counted, session.counters.rows);
             self.queued = self.queued.saturating_sub(before).saturating_add(session.counters.rows);
+            self.over_half.note(id, session);
+        }
+    }
+
+    /// The byte bound of a queue is this from now on. Looks at all sessions when there are any and it is another one.
+    pub(super) fn set_queue_bytes_max(&mut self, bytes_max: u64) {
+        if std::mem::replace(&mut self.over_half.bytes_max, bytes_max) == bytes_max {
+            return;
+        }
+        let mut ids: Vec<_> = self.by_id.keys().copied().collect();
+        ids.sort_unstable();
+        for id in ids {
+            if let Some(session) = self.by_id.get_mut(&id) {
+                self.over_half.note(id, session);
+            }
+        }
+    }
+
+    /// Those whose queue is over half of its bound: the first `named_max` of them, and how many there are.
+    pub(super) fn over_half(&self, named_max: usize) -> QueuesOverHalf {
+        let named = self.over_half.sessions.values().take(named_max);
+        QueuesOverHalf {
+            named: named.filter_map(|id| Some(summary(*id, self.by_id.get(id)?))).collect(),
+            total: self.over_half.sessions.len() as u64,
+            bytes_max: self.over_half.bytes_max,
         }
     }
 
@@ -158,6 +225,7 @@ impl Sessions {
         self.set_owner(id, None);
         let session = self.by_id.remove(&id)?;
         self.queued = self.queued.saturating_sub(session.counted);
+        self.over_half.forget(&session);
         self.by_client.remove(session.row.client_id.as_str());
         Some(session)
     }
@@ -189,20 +257,20 @@ impl Sessions {
     }
 
     pub(super) fn summaries(&self) -> Vec<SessionSummary> {
-        let mut all: Vec<_> = self
-            .by_id
-            .iter()
-            .map(|(id, s)| SessionSummary {
-                session: *id,
-                client_id: s.row.client_id.clone(),
-                owner: s.row.owner,
-                queued: s.counters.rows,
-                queued_bytes: s.counters.bytes,
-                expires_at: s.row.expires_at,
-            })
-            .collect();
+        let mut all: Vec<_> = self.by_id.iter().map(|(id, session)| summary(*id, session)).collect();
         all.sort_by_key(|s| s.session);
         all
+    }
+}
+
+fn summary(id: SessionId, session: &Session) -> SessionSummary {
+    SessionSummary {
+        session: id,
+        client_id: session.row.client_id.clone(),
+        owner: session.row.owner,
+        queued: session.counters.rows,
+        queued_bytes: session.counters.bytes,
+        expires_at: session.row.expires_at,
     }
 }
 

@@ -219,3 +219,57 @@ fn a_session_that_ended_with_its_lost_node_gets_and_refuses_nothing() {
     let happened = rig.batch_undrained(2, vec![Command::Publish(publish(None, 1, "t", "y"))]);
     assert!(matches!(happened.outcome(), Outcome::Published { matched: false, .. }), "{happened:?}");
 }
+
+fn over_half(rig: &Rig) -> Vec<String> {
+    rig.machine.queues_over_half(usize::MAX).named.into_iter().map(|session| session.client_id).collect()
+}
+
+/// A queue is told of from half of its bound on, until it is below three eighths.
+#[test]
+fn a_queue_is_over_half_from_half_of_its_bound_until_it_is_well_below() {
+    let mut rig = Rig::with_nodes(1);
+    let s = rig.subscriber(1, "s", 1, "t");
+    rig.publish(1, publish(None, 1, "t", "x"));
+    let charge = rig.machine.sessions()[0].queued_bytes;
+    rig.direct(Command::Set(Setting::QueueBytesMax(charge * 16)));
+    for _ in 2..=7 {
+        rig.publish(1, publish(None, 1, "t", "x"));
+    }
+    assert!(over_half(&rig).is_empty(), "seven of sixteen");
+    rig.publish(1, publish(None, 1, "t", "x"));
+    assert_eq!(over_half(&rig), ["s"], "eight of sixteen");
+    rig.settle(1, s, AckKind::Puback, &[0, 1]);
+    assert_eq!(over_half(&rig), ["s"], "six of sixteen: it is not told of over and over");
+    rig.settle(1, s, AckKind::Puback, &[2]);
+    assert!(over_half(&rig).is_empty(), "five of sixteen");
+    // The bound may come to the queue as well.
+    rig.direct(Command::Set(Setting::QueueBytesMax(charge * 10)));
+    assert_eq!(over_half(&rig), ["s"]);
+    rig.reopen();
+    assert_eq!(over_half(&rig), ["s"], "a replica that starts finds it");
+    rig.direct(Command::Set(Setting::QueueBytesMax(charge * 100)));
+    assert!(over_half(&rig).is_empty());
+    rig.direct(Command::Set(Setting::QueueBytesMax(charge * 10)));
+    rig.one(1, Command::EndSession { session: s.session });
+    assert!(over_half(&rig).is_empty(), "a session that is gone");
+}
+
+/// So many have a name, whichever come later: one that is told of does not give way.
+#[test]
+fn the_queues_that_are_named_are_those_that_were_first() {
+    let mut rig = Rig::with_nodes(1);
+    let sessions = ["a", "b", "c"].map(|name| rig.subscriber(1, name, 1, name));
+    rig.publish(1, publish(None, 1, "b", "x"));
+    let charge = rig.machine.sessions()[1].queued_bytes;
+    rig.direct(Command::Set(Setting::QueueBytesMax(charge * 2)));
+    rig.publish(1, publish(None, 1, "c", "x"));
+    rig.publish(1, publish(None, 1, "a", "x"));
+    let named = |rig: &Rig| {
+        let found = rig.machine.queues_over_half(2);
+        assert_eq!(found.bytes_max, charge * 2);
+        (found.named.into_iter().map(|session| session.client_id).collect::<Vec<_>>(), found.total)
+    };
+    assert_eq!(named(&rig), (vec!["b".to_owned(), "c".to_owned()], 3));
+    rig.settle(1, sessions[1], AckKind::Puback, &[0]);
+    assert_eq!(named(&rig), (vec!["c".to_owned(), "a".to_owned()], 2));
+}
