@@ -257,6 +257,20 @@ fn a_row_that_is_withdrawn_is_not_sent() {
     assert_eq!(rig.said(), [("publish", 6, 0)]);
 }
 
+/// A page that was read late has rows that came when the session was another connection's already: they are that one's to
+/// send, and this one's only when it hears of them.
+#[test]
+fn a_page_that_was_read_late_brings_no_row_that_the_connection_has_not_heard_of() {
+    let mut rig = Rig::open_with(Version::V5, Connected { queue_tail: QueueSeq(2), ..found() });
+    assert!(rig.out.page.take().is_some());
+    rig.drive(|session, out| session.page(Ok(page(0..5, true)), out));
+    assert_eq!(rig.said(), [("publish", 1, 0), ("publish", 2, 0)]);
+    rig.deliver(Some(2), QoS::AtLeastOnce, message(None));
+    assert_eq!(rig.said(), [("publish", 3, 0)]);
+    rig.drive(|session, out| session.end(Ending::SocketClosed, out));
+    assert_eq!(rig.close().sent_until, QueueSeq(3));
+}
+
 #[test]
 fn a_page_is_read_again_from_where_too_many_rows_went() {
     let mut rig = Rig::open_with(Version::V5, Connected { queue_tail: QueueSeq(5000), ..found() });
