@@ -37,8 +37,19 @@ fn who_subscribes_gets_the_values_at_once_behind_the_suback() {
         assert_eq!((got.first, topic(&got).as_str()), (0x31, name), "QoS 0 and RETAIN");
         assert_eq!(got.publish(true).1, format!("of {name}").into_bytes());
     }
-    for (filter, options) in
-        [("#", 0), ("+/broker/version", 0), ("$SYS/broker/uptime", 0x10), ("$SYS/broker/uptime", 0x20)]
+    // Retain Handling 1 brings them for a subscription that is new, and for no other; 0 for each.
+    client.send(&subscribe("$SYS/+/version", 0x10));
+    client.expect(0x90, &[0, 1, 0, 0]);
+    let got = client.read();
+    assert_eq!((got.first, topic(&got).as_str()), (0x31, "$SYS/broker/version"));
+    client.send(&subscribe("$SYS/+/version", 0x10));
+    client.expect(0x90, &[0, 1, 0, 0]);
+    client.ping(); // nothing came before
+    client.send(&subscribe("$SYS/+/version", 0));
+    client.expect(0x90, &[0, 1, 0, 0]);
+    let got = client.read();
+    assert_eq!((got.first, topic(&got).as_str()), (0x31, "$SYS/broker/version"));
+    for (filter, options) in [("#", 0), ("+/broker/version", 0), ("$SYS/+/version", 0x10), ("$SYS/broker/uptime", 0x20)]
     {
         client.send(&subscribe(filter, options));
         client.expect(0x90, &[0, 1, 0, 0]);

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use quorate_raft::{LogRetention, Submission, Ticket};
 use quorate_store::codec::Payload;
 use quorate_store::command::{Command, Connect, SessionRef, Subscribe, SubscribeOptions, Will};
-use quorate_store::effect::Outcome;
+use quorate_store::effect::{Granted, Outcome};
 use quorate_store::ids::{ClusterTime, QoS};
 use quorate_store::topic::{TopicFilter, TopicName};
 use testkit::{TestNode, all_vote, assert_same_rows, eventually, leader, three};
@@ -72,7 +72,7 @@ async fn watcher(node: &TestNode) -> SessionRef {
     let filters = vec![(TopicFilter::new("wills/#").unwrap(), options)];
     let subscribe = Subscribe { from: connected.session, identifier: None, filters };
     let answer = outcome(node, submit(node, u64::MAX - 2, Command::Subscribe(subscribe))).await;
-    assert_eq!(answer, Outcome::Subscribed(vec![Ok(QoS::AtLeastOnce)]));
+    assert_eq!(answer, Outcome::Subscribed(vec![Ok(Granted { qos: QoS::AtLeastOnce, is_new: true })]));
     connected.session
 }
 

@@ -129,8 +129,8 @@ pub enum Outcome {
     },
     /// A full queue refused the message; nothing was written (0x97).
     QueueFull,
-    /// One answer for each filter: granted QoS, or a reason code of 0x80 and above.
-    Subscribed(Vec<Result<QoS, u8>>),
+    /// One answer for each filter: what was granted, or a reason code of 0x80 and above.
+    Subscribed(Vec<Result<Granted, u8>>),
     /// One answer for each filter: whether there was such a subscription (0x00, else 0x11).
     Unsubscribed(Vec<bool>),
     /// The command named an older epoch or an ended session: it was ignored. Its connection is gone.
@@ -148,6 +148,15 @@ pub enum Outcome {
     Void,
     /// The user or rule was not taken: it, or their number, is beyond a bound. Nothing was changed.
     AccessRefused(AccessError),
+}
+
+/// A subscription that was granted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Granted {
+    /// At which QoS.
+    pub qos: QoS,
+    /// There was none with this filter before, which is what Retain Handling 1 asks [MQTT-3.3.1-10].
+    pub is_new: bool,
 }
 
 /// A session as its new connection finds it.

@@ -30,6 +30,8 @@ pub struct SysAsk {
     pub filter: TopicFilter,
     /// Subscription Identifier.
     pub identifier: Option<u32>,
+    /// Retain Handling 1: only when there was no such subscription before.
+    pub only_new: bool,
 }
 
 impl SysAsk {

@@ -8,7 +8,7 @@ use std::sync::atomic::Ordering;
 
 use quorate_raft::{AppliedRun, NodeEvent, Submission, Ticket};
 use quorate_store::command::{AckKind, Command, Connect, Publish, SessionRef, SubscribeOptions};
-use quorate_store::effect::{Connected, Delivery, KickReason, Outcome};
+use quorate_store::effect::{Connected, Delivery, Granted, KickReason, Outcome};
 use quorate_store::ids::{ClusterTime, Epoch, PacketId, Position, QoS, QueueSeq, SessionId};
 use quorate_store::message::{Message, SharedMessage};
 use quorate_store::rows::{QueuePage, QueuedRow};
@@ -150,9 +150,10 @@ impl FakeLog {
                 let Some(session) = self.session(subscribe.from) else { return Outcome::Fenced };
                 let mut granted = Vec::new();
                 for (filter, options) in subscribe.filters {
+                    let before = session.filters.len();
                     session.filters.retain(|(f, _, _)| *f != filter);
+                    granted.push(Ok(Granted { qos: options.qos, is_new: session.filters.len() == before }));
                     session.filters.push((filter, options, subscribe.identifier));
-                    granted.push(Ok(options.qos));
                 }
                 Outcome::Subscribed(granted)
             }

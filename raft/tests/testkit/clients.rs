@@ -2,7 +2,7 @@
 
 use quorate_raft::{Submission, Ticket};
 use quorate_store::command::{Close, Command, Connect, SessionRef, Subscribe, SubscribeOptions, Will};
-use quorate_store::effect::Outcome;
+use quorate_store::effect::{Granted, Outcome};
 use quorate_store::ids::{ClusterTime, QoS, QueueSeq};
 use quorate_store::topic::TopicFilter;
 
@@ -37,7 +37,7 @@ pub async fn subscribe(node: &TestNode, from: SessionRef, filter: &str, qos: QoS
     let options = SubscribeOptions { qos, no_local: false, retain_as_published: false, retain_handling: 0 };
     let filters = vec![(TopicFilter::new(filter).unwrap(), options)];
     let subscribed = outcome_of(node, Command::Subscribe(Subscribe { from, identifier: None, filters })).await;
-    assert_eq!(subscribed, Outcome::Subscribed(vec![Ok(qos)]));
+    assert_eq!(subscribed, Outcome::Subscribed(vec![Ok(Granted { qos, is_new: true })]));
 }
 
 /// The connection of a client of `node` breaks.

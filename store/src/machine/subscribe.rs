@@ -1,8 +1,8 @@
 //! SUBSCRIBE and UNSUBSCRIBE.
 
 use crate::command::Subscribe;
-use crate::effect::{EffectSink, Outcome};
-use crate::ids::{Position, QoS, SessionId};
+use crate::effect::{EffectSink, Granted, Outcome};
+use crate::ids::{Position, SessionId};
 use crate::rows::RowStore;
 use crate::rows::key;
 use crate::rows::value::{SubscriptionRow, Value as _};
@@ -46,7 +46,7 @@ impl<S: RowStore> Machine<S> {
         filter: &TopicFilter,
         row: SubscriptionRow,
         fx: &mut dyn EffectSink,
-    ) -> Result<Result<QoS, u8>, MachineError> {
+    ) -> Result<Result<Granted, u8>, MachineError> {
         let Some(session) = self.sessions.get(id) else { return Ok(Err(QUOTA_EXCEEDED)) };
         let has_room = session.subscriptions < self.settings.subscriptions_max;
         let (matched, who) = match filter.kind() {
@@ -63,7 +63,7 @@ impl<S: RowStore> Machine<S> {
                 // Retained messages are not for a part of a group.
                 self.count_subscription(id, is_new);
                 self.rows.put(key::subscription(id, filter.as_str()), row.to_bytes()?);
-                return Ok(Ok(row.options.qos));
+                return Ok(Ok(Granted { qos: row.options.qos, is_new }));
             }
             FilterKind::Invalid => return Ok(Err(FILTER_INVALID)),
         };
@@ -86,7 +86,7 @@ impl<S: RowStore> Machine<S> {
         if wants_retained {
             self.bring_retained(position, id, &matched, row, fx)?;
         }
-        Ok(Ok(row.options.qos))
+        Ok(Ok(Granted { qos: row.options.qos, is_new }))
     }
 
     fn count_subscription(&mut self, id: SessionId, is_new: bool) {

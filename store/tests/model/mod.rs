@@ -23,7 +23,7 @@ use std::collections::BTreeMap;
 use quorate_store::access::Permission;
 use quorate_store::command::{AckKind, Batch, Close, Command, Connect, NodeStarted, Origin, Publish};
 use quorate_store::command::{SessionRef, Setting, Settle, Subscribe, Will};
-use quorate_store::effect::{KickReason, Outcome};
+use quorate_store::effect::{Granted, KickReason, Outcome};
 use quorate_store::ids::{BatchSeq, Epoch, Incarnation, NodeId, PacketId, Position, QoS, SessionId};
 use quorate_store::topic::TopicFilter;
 
@@ -441,7 +441,7 @@ impl Model {
             let is_new = self
                 .fenced(subscribe.from)
                 .is_some_and(|s| s.subs.insert(filter.as_str().to_owned(), sub.clone()).is_none());
-            granted.push(Ok(options.qos));
+            granted.push(Ok(Granted { qos: options.qos, is_new }));
             let wants_retained = options.retain_handling == 0 || (options.retain_handling == 1 && is_new);
             if let Some(matched) = of_one_session(whole).filter(|_| wants_retained) {
                 self.send_retained(id, matched, &sub);

@@ -4,6 +4,7 @@ use bytes::Bytes;
 use quorate_store::codec::Payload;
 use quorate_store::command::{Ack, AckKind, Close, Command, Connect, Publish, Settle, Subscribe};
 use quorate_store::command::{SessionRef, SubscribeOptions, Will};
+use quorate_store::effect::{Granted, Outcome};
 use quorate_store::ids::{ClusterTime, PacketId, Position, QoS, QueueSeq};
 use quorate_store::message::MessageProperties;
 use quorate_store::rows::QueuedRow;
@@ -122,4 +123,9 @@ pub(crate) fn close(from: SessionRef, sent_until: u64) -> Close {
 /// DISCONNECT 0x00.
 pub(crate) fn disconnect(from: SessionRef, sent_until: u64) -> Close {
     Close { drop_will: true, ..close(from, sent_until) }
+}
+
+/// The answer to a SUBSCRIBE of one filter that the session did not have.
+pub(crate) fn granted_new(q: u8) -> Outcome {
+    Outcome::Subscribed(vec![Ok(Granted { qos: qos(q), is_new: true })])
 }

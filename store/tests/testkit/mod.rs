@@ -210,7 +210,7 @@ impl Rig {
     /// A durable session that has subscribed to `to` at QoS `q`.
     pub(crate) fn subscriber(&mut self, node: u64, client_id: &str, q: u8, to: &str) -> SessionRef {
         let from = self.connect(node, commands::connect(client_id)).session;
-        assert_eq!(self.one(node, commands::subscribe(from, q, to)), Outcome::Subscribed(vec![Ok(commands::qos(q))]));
+        assert_eq!(self.one(node, commands::subscribe(from, q, to)), commands::granted_new(q));
         from
     }
 

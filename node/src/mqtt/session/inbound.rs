@@ -226,12 +226,14 @@ impl Session {
     }
 }
 
-/// Which of the filters ask for `$SYS` topics and their values at once: place among them, and what for. Its values are
-/// no retained messages, so it is not known here whether a subscription is new: with Retain Handling 1 they come as
-/// they are published.
+/// Which of the filters ask for `$SYS` topics and their values at once: place among them, and what for. What Retain
+/// Handling says of retained messages holds for those values [MQTT-3.3.1-9..11].
 fn sys_asks(identifier: Option<u32>, filters: &[(TopicFilter, SubscribeOptions)]) -> Vec<(usize, SysAsk)> {
-    let asks = filters.iter().enumerate().filter(|(_, (f, o))| o.retain_handling == 0 && SysAsk::is_one(f));
-    asks.map(|(place, (filter, _))| (place, SysAsk { filter: filter.clone(), identifier })).collect()
+    let asks = filters.iter().enumerate().filter(|(_, (f, o))| o.retain_handling < 2 && SysAsk::is_one(f));
+    let ask = |(place, (filter, options)): (usize, &(TopicFilter, SubscribeOptions))| {
+        (place, SysAsk { filter: filter.clone(), identifier, only_new: options.retain_handling == 1 })
+    };
+    asks.map(ask).collect()
 }
 
 fn held_bytes(publish: &Publish) -> usize {

@@ -146,9 +146,12 @@ impl Session {
             }
             (Wait::Settle(count), Outcome::Done) => self.outbox.settled(count, out),
             (Wait::Subscribe(id, known, sys), Outcome::Subscribed(granted)) => {
-                let is_granted = |place: usize| granted.get(place).is_some_and(Result::is_ok);
-                out.sys.extend(sys.into_iter().filter(|(place, _)| is_granted(*place)).map(|(_, ask)| ask));
-                let granted = granted.into_iter().map(|g| g.map_or_else(Reason, |qos| Reason(qos as u8)));
+                let is_due = |place: usize, ask: &SysAsk| match granted.get(place) {
+                    Some(Ok(granted)) => granted.is_new || !ask.only_new,
+                    Some(Err(_)) | None => false,
+                };
+                out.sys.extend(sys.into_iter().filter(|(place, ask)| is_due(*place, ask)).map(|(_, ask)| ask));
+                let granted = granted.into_iter().map(|g| g.map_or_else(Reason, |granted| Reason(granted.qos as u8)));
                 self.acknowledge(Outgoing::SubAck(id, fill(known, granted)), out);
             }
             (Wait::Unsubscribe(id, known), Outcome::Unsubscribed(existed)) => {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use quorate_store::codec::Payload;
 use quorate_store::command::{AckKind, Close, SubscribeOptions, Will};
-use quorate_store::effect::{Connected, KickReason};
+use quorate_store::effect::{Connected, Granted, KickReason};
 use quorate_store::ids::{Epoch, Position, SessionId};
 use quorate_store::message::{Message, SharedMessage};
 use quorate_store::rows::QueuedRow;
@@ -153,6 +153,10 @@ impl Rig {
             other => panic!("{other:?}"),
         }
     }
+}
+
+fn granted(qos: QoS) -> Granted {
+    Granted { qos, is_new: true }
 }
 
 fn message(expires_at: Option<u64>) -> SharedMessage {
@@ -343,7 +347,7 @@ fn subscriptions_are_answered_filter_by_filter() {
     rig.packet(Packet::Subscribe(Subscribe { id: id(1), identifier: Some(5), filters }));
     let [Command::Subscribe(subscribe)] = &rig.take_commands()[..] else { panic!() };
     assert_eq!((subscribe.filters.len(), subscribe.identifier), (2, Some(5)));
-    rig.outcome(1, Outcome::Subscribed(vec![Ok(QoS::ExactlyOnce), Err(0x97)]));
+    rig.outcome(1, Outcome::Subscribed(vec![Ok(granted(QoS::ExactlyOnce)), Err(0x97)]));
     let [Outgoing::SubAck(_, reasons)] = &rig.take_packets()[..] else { panic!() };
     assert_eq!(reasons[..], [Reason(2), Reason(0x8F), Reason(0x97)]);
     let filters = vec![Ok(filter("a")), Err(Reason(0x8F)), Ok(filter("b"))];
@@ -461,7 +465,7 @@ fn filters_above_the_limit_are_refused_one_by_one() {
     rig.packet(Packet::Subscribe(Subscribe { id: id(1), identifier: None, filters: filters() }));
     let [Command::Subscribe(subscribe)] = &rig.take_commands()[..] else { panic!() };
     assert_eq!(subscribe.filters.len(), 2);
-    rig.outcome(1, Outcome::Subscribed(vec![Ok(QoS::AtLeastOnce); 2]));
+    rig.outcome(1, Outcome::Subscribed(vec![Ok(granted(QoS::AtLeastOnce)); 2]));
     let [Outgoing::SubAck(_, reasons)] = &rig.take_packets()[..] else { panic!() };
     assert_eq!(reasons[..], [Reason(1), Reason(0x8F), Reason(1), Reason(0x97)]);
 

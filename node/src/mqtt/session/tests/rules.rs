@@ -137,7 +137,7 @@ fn filters_are_judged_one_by_one_and_granted_at_the_qos_of_the_rule() {
         let [Command::Subscribe(command)] = &rig.take_commands()[..] else { panic!() };
         let asked: Vec<_> = command.filters.iter().map(|(f, o)| (f.as_str().to_owned(), o.qos)).collect();
         assert_eq!(asked, [("a".to_owned(), QoS::AtLeastOnce), ("slow/x".to_owned(), QoS::AtMostOnce)]);
-        rig.outcome(1, Outcome::Subscribed(vec![Ok(QoS::AtLeastOnce), Ok(QoS::AtMostOnce)]));
+        rig.outcome(1, Outcome::Subscribed(vec![Ok(granted(QoS::AtLeastOnce)), Ok(granted(QoS::AtMostOnce))]));
         let [Outgoing::SubAck(_, reasons)] = &rig.take_packets()[..] else { panic!() };
         assert_eq!(reasons.iter().map(|r| r.0).collect::<Vec<_>>(), [1, refused, refused, 0]);
         assert_eq!(rig.out.counts.denied_subscriptions, 2);
