@@ -10,8 +10,10 @@ use std::process::Command;
 use mqtt_testkit::client::Client;
 use mqtt_testkit::secure::{Authority, server_certificate, tls, unix};
 use quorate_jepsen::harness::{free_ports, http};
+use quorate_jepsen::wire::Version;
 use rustls::version::TLS13;
-use testkit::{RECOVERY, SOON, eventually, nodes};
+use testkit::raw::{Raw, client};
+use testkit::{RECOVERY, SOON, eventually, nodes, nodes_behind};
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn certificates_are_read_again_on_sighup_and_when_their_files_change() {
@@ -82,4 +84,20 @@ fn config_check_reads_the_certificates() {
     assert!(!output.status.success());
     assert!(said.contains("listeners = tls://0.0.0.0:8883?cert=/nowhere/a.pem"), "{said}");
     assert!(said.contains("cannot read /nowhere/a.pem: there is no such file; check the path"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_clients_are_served_than_the_soft_limit_of_open_files() {
+    const SOFT: usize = 256;
+    let system = nodes_behind(&format!("ulimit -Sn {SOFT}; ulimit -Hn 4096"), 1, &[]);
+    let mut clients = Vec::new();
+    for number in 0..SOFT + 50 {
+        clients.push(Raw::connect(system.mqtt(0), Version::V5, &client(&number.to_string(), true)).await.0);
+    }
+    for client in &mut clients {
+        client.publish_through("all/here", 1, "x").await;
+    }
+    let log = system.cluster.nodes[0].log();
+    assert!(log.contains("limit of open files and sockets") && log.contains(&SOFT.to_string()), "{log}");
+    assert!(log.contains("the limit of open files is too low for so many connections"), "{log}");
 }

@@ -6,6 +6,7 @@
 
 mod admin;
 mod admission;
+mod open_files;
 mod options;
 mod start;
 mod stop;
@@ -21,6 +22,7 @@ use crate::logging;
 pub fn run(args: &ServerArgs) -> Result<(), Failure> {
     let config = Config::load(args.config.as_deref(), std::env::vars(), args.flags())?;
     logging::install(config.log_format, &config.log_level).map_err(|error| Failure::new(error.to_string()))?;
+    open_files::raise(&config);
     let runtime =
         tokio::runtime::Builder::new_multi_thread().thread_name("quorate").enable_all().build().map_err(|error| {
             Failure::new(format!("cannot start threads: {error}\n  are file descriptors or memory exhausted?"))

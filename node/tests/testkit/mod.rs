@@ -10,6 +10,7 @@ pub(crate) mod raw;
 pub(crate) mod subscriber;
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -46,24 +47,31 @@ pub(crate) fn three_nodes() -> System {
 
 /// Three nodes with the defaults, each on a machine of its own, whose links can be cut.
 pub(crate) fn three_machines() -> System {
-    start(3, &[], true)
+    start(3, &[], true, None)
 }
 
 /// `count` nodes with these settings (`snapshot_log_bytes` for `QUORATE_SNAPSHOT_LOG_BYTES`).
 pub(crate) fn nodes(count: usize, settings: &[(&str, &str)]) -> System {
-    start(count, settings, false)
+    start(count, settings, false, None)
 }
 
-fn start(count: usize, settings: &[(&str, &str)], machines: bool) -> System {
+/// The same, each started by a shell behind `line`.
+pub(crate) fn nodes_behind(line: &str, count: usize, settings: &[(&str, &str)]) -> System {
+    start(count, settings, false, Some(line))
+}
+
+fn start(count: usize, settings: &[(&str, &str)], machines: bool, behind: Option<&str>) -> System {
     let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let dir = TempDir::with_prefix("quorate-system-").unwrap();
-    let options = ClusterOptions {
-        binary: Path::new(env!("CARGO_BIN_EXE_quorate")).to_owned(),
-        dir: dir.path().to_owned(),
-        nodes: count,
-        env: environment(settings),
-        machines,
-    };
+    let mut binary = Path::new(env!("CARGO_BIN_EXE_quorate")).to_owned();
+    if let Some(line) = behind {
+        let script = format!("#!/bin/sh\n{line}\nexec '{}' \"$@\"\n", binary.display());
+        binary = dir.path().join("start.sh");
+        std::fs::write(&binary, script).unwrap();
+        std::fs::set_permissions(&binary, std::fs::Permissions::from_mode(0o700)).unwrap();
+    }
+    let options =
+        ClusterOptions { binary, dir: dir.path().to_owned(), nodes: count, env: environment(settings), machines };
     let cluster = Cluster::start(options).unwrap_or_else(|e| panic!("the cluster does not form: {e}"));
     System { cluster, dir, _turn: turn }
 }
