@@ -1,0 +1,161 @@
+//! Faults by chance: each seed has some kinds of them, and each comes and goes at its own time.
+
+use std::time::Duration;
+
+use crate::net::{self, Host};
+use crate::world::{after, below, between, note, one_in, one_of};
+use crate::{client, node};
+
+/// What can go wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Kind {
+    /// A process dies and is started again.
+    Kill,
+    /// A machine loses its power.
+    Power,
+    /// All machines lose their power at once.
+    Blackout,
+    /// A process is stopped, and goes on.
+    Stop,
+    /// A node is cut off from the others, in one direction or both.
+    Cut,
+    /// One link between two nodes is cut.
+    Link,
+    /// Syncs are slow.
+    SlowDisk,
+    /// The network is another.
+    Weather,
+    /// A wall clock is wrong.
+    Clock,
+    /// A client's connection breaks.
+    Client,
+}
+
+const ALL: [Kind; 10] = [
+    Kind::Kill,
+    Kind::Power,
+    Kind::Blackout,
+    Kind::Stop,
+    Kind::Cut,
+    Kind::Link,
+    Kind::SlowDisk,
+    Kind::Weather,
+    Kind::Clock,
+    Kind::Client,
+];
+
+/// A plan: which kinds, and how often.
+#[derive(Clone, Debug)]
+pub(crate) struct Plan {
+    pub(crate) kinds: Vec<Kind>,
+    pub(crate) every: (Duration, Duration),
+}
+
+impl Plan {
+    /// By chance: each kind is in it or not.
+    pub(crate) fn some() -> Self {
+        let mut kinds: Vec<Kind> = ALL.into_iter().filter(|_| one_in(2)).collect();
+        if kinds.is_empty() {
+            kinds.push(Kind::Kill);
+        }
+        let least = Duration::from_millis(100 + below(1500));
+        Self { kinds, every: (least, least * 4) }
+    }
+
+    /// Lets faults come until `ends_ns`.
+    pub(crate) fn run(self, ends_ns: u64) {
+        after(between(self.every.0, self.every.1), move || {
+            if crate::clock::now_ns() < ends_ns {
+                if let Some(kind) = one_of(&self.kinds) {
+                    strike(kind);
+                }
+                self.run(ends_ns);
+            }
+        });
+    }
+}
+
+fn some_time() -> Duration {
+    // Mostly short, sometimes beyond node_timeout.
+    let most = if one_in(4) { 12_000 } else { 2_500 };
+    between(Duration::from_millis(20), Duration::from_millis(most))
+}
+
+fn some_host() -> Option<Host> {
+    one_of(&node::hosts())
+}
+
+fn strike(kind: Kind) {
+    let Some(host) = some_host() else { return };
+    let time = some_time();
+    note!("fault {kind:?} at node {host} for {} ms", time.as_millis());
+    match kind {
+        Kind::Kill | Kind::Power => {
+            node::kill(host, kind == Kind::Power);
+            after(time, move || node::start(host));
+        }
+        Kind::Blackout => {
+            for host in node::hosts() {
+                node::kill(host, true);
+                after(time + between(Duration::ZERO, Duration::from_secs(2)), move || node::start(host));
+            }
+        }
+        Kind::Stop => {
+            node::set_stopped(host, true);
+            after(time, move || node::set_stopped(host, false));
+        }
+        Kind::Cut => {
+            let ways = below(3);
+            for other in node::hosts().into_iter().filter(|other| *other != host) {
+                cut(host, other, ways, time);
+            }
+        }
+        Kind::Link => {
+            let others: Vec<Host> = node::hosts().into_iter().filter(|other| *other != host).collect();
+            if let Some(other) = one_of(&others) {
+                cut(host, other, below(3), time);
+            }
+        }
+        Kind::SlowDisk => {
+            if let Some(disk) = node::disk(host) {
+                let slow = Duration::from_millis(50 + below(1950));
+                disk.set_sync(slow / 4, slow);
+                after(time, move || disk.set_sync(Duration::from_micros(200), Duration::from_millis(3)));
+            }
+        }
+        Kind::Weather => net::set_weather(net::some_weather()),
+        Kind::Clock => node::set_wall_skew_ms(host, below(20_000) as i64 - 10_000),
+        Kind::Client => client::break_connection(below(u64::from(crate::run::CLIENTS)) as u32),
+    }
+}
+
+fn cut(host: Host, other: Host, ways: u64, time: Duration) {
+    let links = [(host, other), (other, host)];
+    let links: Vec<(Host, Host)> =
+        links.into_iter().enumerate().filter(|(n, _)| ways == 2 || ways == *n as u64).map(|(_, link)| link).collect();
+    for (from, to) in links {
+        net::set_link(from, to, true);
+        after(time, move || net::set_link(from, to, false));
+    }
+}
+
+/// All is well again: for good, once faults do not come any more.
+pub(crate) fn heal() {
+    note!("all faults end");
+    let hosts = node::hosts();
+    for from in &hosts {
+        for to in &hosts {
+            net::set_link(*from, *to, false);
+        }
+        node::set_stopped(*from, false);
+        if let Some(disk) = node::disk(*from) {
+            disk.set_sync(Duration::from_micros(200), Duration::from_millis(3));
+        }
+        node::start(*from);
+    }
+    net::set_weather(net::Weather {
+        least: Duration::from_micros(100),
+        most: Duration::from_millis(2),
+        loss_one_in: None,
+    });
+}

@@ -1,0 +1,32 @@
+//! At most one leader can be elected in a given term (Raft §5.2, "Election Safety").
+
+use std::collections::BTreeMap;
+
+use super::Found;
+use crate::net::Host;
+use crate::node;
+
+/// Who led in each term.
+#[derive(Default)]
+pub(super) struct Terms(BTreeMap<u64, Host>);
+
+impl Terms {
+    pub(super) fn look(&mut self) -> Found {
+        for host in node::running() {
+            let view = node::look(host, |cluster| *cluster.leader().borrow());
+            let Some(term) = view.filter(|view| view.is_self).map(|view| view.term) else { continue };
+            let leader = *self.0.entry(term).or_insert(host);
+            if leader != host {
+                return Err((
+                    "one leader for each term (Raft §5.2)",
+                    format!("{leader} and {host} lead in term {term}"),
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.0.len()
+    }
+}

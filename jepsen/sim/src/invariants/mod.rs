@@ -1,0 +1,62 @@
+//! What must hold in every state that a run comes through, one file each; and the first thing that did not.
+
+mod election_safety;
+mod log_matching;
+mod replicas_agree;
+
+use std::cell::RefCell;
+
+use crate::world::note;
+
+#[derive(Default)]
+struct State {
+    violation: Option<String>,
+    terms: election_safety::Terms,
+    logs: log_matching::Logs,
+    digests: replicas_agree::Digests,
+    /// Counts looks: what is dear is not looked at each time.
+    looks: u64,
+}
+
+thread_local! {
+    static STATE: RefCell<State> = RefCell::default();
+}
+
+/// Looks between two that compare all rows.
+const LOOKS_PER_SCAN: u64 = 50;
+
+/// Nothing is known yet.
+pub(crate) fn begin() {
+    STATE.set(State::default());
+}
+
+/// A promise is broken.
+pub(crate) fn violated(promise: &str, how: &str) {
+    note!("VIOLATED {promise}: {how}");
+    STATE.with_borrow_mut(|state| state.violation.get_or_insert(format!("{promise}: {how}")).len());
+}
+
+/// The first violation.
+pub(crate) fn violation() -> Option<String> {
+    STATE.with_borrow(|state| state.violation.clone())
+}
+
+/// Looks at the nodes as they are now.
+pub(crate) fn look() {
+    let found = STATE.with_borrow_mut(|state| {
+        state.looks += 1;
+        let scans = state.looks % LOOKS_PER_SCAN == 0;
+        let found = state.terms.look().and_then(|()| if scans { state.logs.look() } else { Ok(()) });
+        found.and_then(|()| if scans { state.digests.look() } else { Ok(()) })
+    });
+    if let Err((promise, how)) = found {
+        violated(promise, &how);
+    }
+}
+
+/// Who led in how many terms.
+pub(crate) fn terms() -> usize {
+    STATE.with_borrow(|state| state.terms.len())
+}
+
+type Found = Result<(), (&'static str, String)>;
