@@ -13,7 +13,7 @@ BIN := $(CARGO_TARGET_DIR)/release
 # One profile for everything: tests run on the binary that is shipped.
 FLAGS := --release --locked
 
-.PHONY: help setup build demo test system interop verify fmt clippy deny doc tidy fix bench bench-trie jepsen conformance
+.PHONY: help setup build demo test system interop verify fmt clippy deny doc tidy fix bench bench-trie sim jepsen conformance
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -79,7 +79,13 @@ bench: setup ## the figures of docs/PERFORMANCE.md on this machine; ARGS are pas
 bench-trie: setup ## what it costs to find the subscriptions of a topic
 	$(CARGO) bench --locked -p quorate-store --bench trie -- $(ARGS)
 
-jepsen: setup ## the history checkers' own tests, then real processes under faults
+sim: setup ## three nodes on virtual time, with faults by chance; ARGS are passed on
+	$(CARGO) build $(FLAGS) -p quorate-sim
+	$(BIN)/quorate-jepsen sim $(or $(ARGS),--seeds 0..1000)
+
+jepsen: setup ## the history checkers' own tests, simulated nodes, then real processes under faults
+	$(CARGO) build $(FLAGS) -p quorate-sim
+	$(BIN)/quorate-jepsen sim --seeds 0..300 --check
 	$(CARGO) test $(FLAGS) -p quorate-jepsen
 	$(CARGO) test $(FLAGS) -p quorate --test 'system_*' $(ARGS)
 

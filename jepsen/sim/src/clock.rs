@@ -7,7 +7,7 @@
 //! test harness) get the real ones.
 //!
 //! A runtime that has nothing to do waits for events; here that tells the simulation that it has nothing to do, and
-//! until when ([`run_until_idle`]). Docs: `docs/adr/0006-simulated-time.md`.
+//! until when ([`run_until_idle`]). Docs: `docs/adr/0007-simulated-time.md`.
 #![allow(unsafe_code, reason = "the signatures are libc's; each function writes only where its caller said")]
 
 use std::cell::{Cell, RefCell};

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use crate::net::{self, Host};
-use crate::world::{after, below, between, note, one_in, one_of};
+use crate::world::{self, after, below, between, note, one_in, one_of};
 use crate::{client, node};
 
 /// What can go wrong.
@@ -44,34 +44,54 @@ const ALL: [Kind; 10] = [
     Kind::Client,
 ];
 
-/// A plan: which kinds, and how often.
+/// One fault.
+#[derive(Clone, Copy, Debug)]
+struct Fault {
+    /// Counted from 1.
+    number: u32,
+    after: Duration,
+    kind: Kind,
+    /// Of where and for how long: what other faults do changes nothing in this one.
+    seed: u64,
+}
+
+/// What goes wrong when.
 #[derive(Clone, Debug)]
 pub(crate) struct Plan {
-    pub(crate) kinds: Vec<Kind>,
-    pub(crate) every: (Duration, Duration),
+    kinds: Vec<Kind>,
+    faults: Vec<Fault>,
 }
 
 impl Plan {
-    /// By chance: each kind is in it or not.
-    pub(crate) fn some() -> Self {
+    /// For so long, by chance: each kind is in it or not, and they come often or not.
+    pub(crate) fn some(length: Duration) -> Self {
         let mut kinds: Vec<Kind> = ALL.into_iter().filter(|_| one_in(2)).collect();
         if kinds.is_empty() {
             kinds.push(Kind::Kill);
         }
         let least = Duration::from_millis(100 + below(1500));
-        Self { kinds, every: (least, least * 4) }
+        let mut faults = Vec::new();
+        let mut after = between(least, least * 4);
+        while after < length {
+            let number = faults.len() as u32 + 1;
+            let kind = one_of(&kinds).unwrap_or(Kind::Kill);
+            faults.push(Fault { number, after, kind, seed: below(u64::MAX) });
+            after += between(least, least * 4);
+        }
+        Self { kinds, faults }
     }
 
-    /// Lets faults come until `ends_ns`.
-    pub(crate) fn run(self, ends_ns: u64) {
-        after(between(self.every.0, self.every.1), move || {
-            if crate::clock::now_ns() < ends_ns {
-                if let Some(kind) = one_of(&self.kinds) {
-                    strike(kind);
-                }
-                self.run(ends_ns);
-            }
-        });
+    /// How many faults there are.
+    pub(crate) fn len(&self) -> usize {
+        self.faults.len()
+    }
+
+    /// Lets them come, but for those in `skipped`.
+    pub(crate) fn run(&self, skipped: &[u32]) {
+        note!("faults: {:?}, {} of them, {} left out", self.kinds, self.len(), skipped.len());
+        for fault in self.faults.iter().filter(|fault| !skipped.contains(&fault.number)).copied() {
+            after(fault.after, move || world::with_chance(fault.seed, || strike(fault)));
+        }
     }
 }
 
@@ -85,10 +105,10 @@ fn some_host() -> Option<Host> {
     one_of(&node::hosts())
 }
 
-fn strike(kind: Kind) {
+fn strike(Fault { number, kind, .. }: Fault) {
     let Some(host) = some_host() else { return };
     let time = some_time();
-    note!("fault {kind:?} at node {host} for {} ms", time.as_millis());
+    note!("fault {number}: {kind:?} at node {host} for {} ms", time.as_millis());
     match kind {
         Kind::Kill | Kind::Power => {
             node::kill(host, kind == Kind::Power);

@@ -298,7 +298,7 @@ fn send(id: u64, pipe: usize, bytes: Bytes) {
     let time = travel(weather);
     let now = now_ns();
     let sent = with(|net| {
-        let Some(connection) = net.connections.get_mut(&id) else { return None };
+        let connection = net.connections.get_mut(&id)?;
         let (from, to) = (connection.hosts[pipe], connection.hosts[1 - pipe]);
         let flow = &mut connection.pipes[pipe];
         let at = (now + time.as_nanos() as u64).max(flow.last_arrival_ns);

@@ -21,14 +21,16 @@ const LIVENESS_MAX: Duration = Duration::from_secs(90);
 const STEPS_AT_ONCE_MAX: u32 = 100_000;
 
 /// What a run is told.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub struct Options {
     /// Seed of all chance.
     pub seed: u64,
     /// Keeps the trace for reading.
     pub keeps_trace: bool,
-    /// A sync that is left out on purpose.
+    /// Something that is broken on purpose.
     pub bug: Option<Bug>,
+    /// Faults, by their numbers, that do not come.
+    pub skipped: Vec<u32>,
 }
 
 /// Something that is broken on purpose: runs must notice.
@@ -61,13 +63,15 @@ pub struct Report {
     pub acknowledged: usize,
     /// Deliveries.
     pub delivered: usize,
+    /// Faults that were planned.
+    pub faults: usize,
     /// Threads of the process: more than one is no simulation.
     pub threads: usize,
 }
 
 /// Runs one seed. Once in a process: what is global must not reach from one seed to the next.
 #[must_use]
-pub fn run(options: Options) -> Report {
+pub fn run(options: &Options) -> Report {
     let dir = tempfile::Builder::new().prefix("quorate-sim-").tempdir_in(scratch()).expect("a folder for the rows");
     world::begin(options.seed, options.keeps_trace);
     invariants::begin();
@@ -82,7 +86,8 @@ pub fn run(options: Options) -> Report {
     for host in 1..=HOSTS {
         world::after(Duration::from_millis(host * 5), move || node::start(host));
     }
-    let violation = lifecycle();
+    let mut faults = 0;
+    let violation = lifecycle(&options.skipped, &mut faults);
     let (trace_lines, trace_hash) = world::digest();
     let history = client::history();
     let report = Report {
@@ -94,6 +99,7 @@ pub fn run(options: Options) -> Report {
         terms: invariants::terms(),
         acknowledged: history.sent.iter().filter(|s| s.acknowledged).count(),
         delivered: history.delivered.len(),
+        faults,
         threads: std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count),
     };
     for host in node::hosts() {
@@ -120,17 +126,19 @@ fn retention() -> LogRetention {
     }
 }
 
-fn lifecycle() -> Option<String> {
+fn lifecycle(skipped: &[u32], faults: &mut usize) -> Option<String> {
     let travel = (Duration::from_micros(100), Duration::from_millis(1 + below(20)));
     client::begin(CLIENTS, travel);
     if !go_on(FORM_MAX, client::are_subscribed) {
         return invariants::violation().or_else(|| Some("liveness: the cluster did not form in time".to_owned()));
     }
-    let plan = Plan::some();
-    note!("the safety phase begins: {plan:?}");
+    note!("the safety phase begins");
     client::set_publishing(true);
-    let ends = clock::now_ns() + between(Duration::from_secs(20), Duration::from_secs(60)).as_nanos() as u64;
-    plan.run(ends);
+    let length = between(Duration::from_secs(20), Duration::from_secs(60));
+    let ends = clock::now_ns() + length.as_nanos() as u64;
+    let plan = Plan::some(length);
+    *faults = plan.len();
+    plan.run(skipped);
     let is_over = move || clock::now_ns() >= ends;
     if !go_on(Duration::from_secs(120), is_over) {
         return invariants::violation().or_else(|| Some("the simulation stopped".to_owned()));

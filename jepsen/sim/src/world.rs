@@ -69,7 +69,15 @@ pub(crate) fn take_due() -> Option<Action> {
     })
 }
 
-/// True `one_in` times out of each.
+/// Does something whose chance depends on `seed` alone.
+pub(crate) fn with_chance<T>(seed: u64, f: impl FnOnce() -> T) -> T {
+    let before = with(|world| std::mem::replace(&mut world.random, StdRng::seed_from_u64(seed)));
+    let result = f();
+    with(|world| world.random = before);
+    result
+}
+
+/// True once in `of` times.
 pub(crate) fn one_in(of: u32) -> bool {
     below(u64::from(of)) == 0
 }

@@ -1,0 +1,267 @@
+//! `quorate-jepsen sim`: many seeds, each in a process of its own.
+
+use std::io::Write as _;
+use std::process::{self, ExitCode, Stdio};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Instant;
+
+use clap::{Args, Parser, ValueEnum as _};
+use quorate_sim::{Bug, Options, run};
+use serde::{Deserialize, Serialize};
+
+/// The proof of Quorate's guarantees.
+#[derive(Debug, Parser)]
+enum Command {
+    /// Three nodes on virtual time, with faults by chance. Exit status: 0 all promises kept, 1 one broken, 2 no verdict.
+    Sim(Arguments),
+}
+
+#[derive(Debug, Args)]
+struct Arguments {
+    /// Seeds, `A..B` without B.
+    #[arg(long, value_parser = seeds, default_value = "0..100")]
+    seeds: (u64, u64),
+    /// Runs each seed twice and compares what happened.
+    #[arg(long)]
+    check: bool,
+    /// Processes at a time; one for each processor.
+    #[arg(long)]
+    jobs: Option<usize>,
+    /// Breaks something on purpose.
+    #[arg(long, value_enum)]
+    bug: Option<Bug>,
+    /// Goes on after a violation.
+    #[arg(long)]
+    keep_going: bool,
+    /// Runs one seed and prints all that happens.
+    #[arg(long)]
+    trace: Option<u64>,
+    /// Faults, by their numbers, that do not come.
+    #[arg(long, value_delimiter = ',')]
+    skip: Vec<u32>,
+    /// Runs one seed in this process.
+    #[arg(long, hide = true)]
+    one: Option<u64>,
+}
+
+/// What a seed's process says in its last line, and its parent reads.
+#[derive(Debug, PartialEq, Serialize, Deserialize)]
+struct Line {
+    virtual_s: f64,
+    trace_lines: u64,
+    trace_hash: u64,
+    terms: usize,
+    acknowledged: usize,
+    delivered: usize,
+    faults: usize,
+    threads: usize,
+    violation: Option<String>,
+}
+
+/// A simulation in a process has this one and the one that waits for it.
+const THREADS: usize = 2;
+/// Fewer publishes acknowledged for each seed, on average, and the seeds say nothing.
+const ACKNOWLEDGED_MIN: usize = 100;
+/// Lines of a failed seed's trace that are shown.
+const LINES_SHOWN: usize = 40;
+
+fn seeds(text: &str) -> Result<(u64, u64), String> {
+    let (from, to) = text.split_once("..").ok_or("write A..B")?;
+    let number = |part: &str| part.parse::<u64>().map_err(|e| format!("{part}: {e}"));
+    Ok((number(from)?, number(to)?))
+}
+
+fn main() -> ExitCode {
+    let Command::Sim(arguments) = Command::parse();
+    if let Some(seed) = arguments.one.or(arguments.trace) {
+        return one(seed, &arguments);
+    }
+    many(&arguments)
+}
+
+fn one(seed: u64, arguments: &Arguments) -> ExitCode {
+    let keeps_trace = arguments.trace.is_some();
+    if keeps_trace {
+        tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(std::io::stderr).init();
+    }
+    let options = Options { seed, keeps_trace, bug: arguments.bug, skipped: arguments.skip.clone() };
+    let Ok(report) = std::thread::spawn(move || run(&options)).join() else { return ExitCode::from(3) };
+    let line = Line {
+        virtual_s: report.virtual_s,
+        trace_lines: report.trace_lines,
+        trace_hash: report.trace_hash,
+        terms: report.terms,
+        acknowledged: report.acknowledged,
+        delivered: report.delivered,
+        faults: report.faults,
+        threads: report.threads,
+        violation: report.violation,
+    };
+    let mut out = std::io::stdout().lock();
+    for line in &report.trace {
+        let _ = writeln!(out, "{line}");
+    }
+    let _ = writeln!(out, "{}", serde_json::to_string(&line).unwrap_or_default());
+    ExitCode::from(u8::from(line.violation.is_some()))
+}
+
+/// Runs a seed in a process of its own.
+fn ask(seed: u64, arguments: &Arguments, skip: &[u32], traces: bool) -> Result<(Line, Vec<String>), String> {
+    let exe = std::env::current_exe().map_err(|e| e.to_string())?;
+    let mut command = process::Command::new(exe);
+    command.arg("sim").args([if traces { "--trace" } else { "--one" }, &seed.to_string()]);
+    if !skip.is_empty() {
+        command.args(["--skip", &numbers(skip)]);
+    }
+    if let Some(bug) = arguments.bug.and_then(|bug| bug.to_possible_value()) {
+        command.args(["--bug", bug.get_name()]);
+    }
+    let output = command.stdin(Stdio::null()).stderr(Stdio::piped()).output().map_err(|e| e.to_string())?;
+    let text = String::from_utf8_lossy(&output.stdout);
+    let mut lines: Vec<String> = text.lines().map(str::to_owned).collect();
+    let failed = || format!("{}: {}", output.status, String::from_utf8_lossy(&output.stderr));
+    let last = lines.pop().ok_or_else(failed)?;
+    Ok((serde_json::from_str(&last).map_err(|_| failed())?, lines))
+}
+
+fn numbers(skip: &[u32]) -> String {
+    skip.iter().map(u32::to_string).collect::<Vec<_>>().join(",")
+}
+
+#[derive(Default)]
+struct Totals {
+    ran: u64,
+    virtual_s: f64,
+    acknowledged: usize,
+    delivered: usize,
+    terms: usize,
+    faults: usize,
+    violations: u64,
+}
+
+fn many(arguments: &Arguments) -> ExitCode {
+    let (from, to) = arguments.seeds;
+    let jobs = arguments.jobs.unwrap_or_else(|| std::thread::available_parallelism().map_or(1, usize::from));
+    let (next, totals, started) = (AtomicU64::new(from), Mutex::new(Totals::default()), Instant::now());
+    std::thread::scope(|scope| {
+        for _ in 0..jobs {
+            scope.spawn(|| {
+                loop {
+                    let seed = next.fetch_add(1, Ordering::Relaxed);
+                    if seed >= to {
+                        return;
+                    }
+                    if !take(seed, arguments, &totals) && !arguments.keep_going {
+                        return next.store(to, Ordering::Relaxed);
+                    }
+                }
+            });
+        }
+    });
+    let totals = totals.into_inner().unwrap_or_default();
+    let real_s = started.elapsed().as_secs_f64();
+    let (acknowledged, terms, ran) = (totals.acknowledged, totals.terms, totals.ran as usize);
+    println!(
+        "{} seeds in {real_s:.0} s ({:.0} an hour), {:.2} simulated hours ({:.0} an hour): {} faults, {} terms, \
+         {} publishes acknowledged, {} deliveries, {} violations",
+        totals.ran,
+        totals.ran as f64 * 3600.0 / real_s,
+        totals.virtual_s / 3600.0,
+        totals.virtual_s / real_s,
+        totals.faults,
+        totals.terms,
+        totals.acknowledged,
+        totals.delivered,
+        totals.violations
+    );
+    if totals.violations > 0 {
+        return ExitCode::from(1);
+    }
+    // Runs in which nothing happened prove nothing.
+    if acknowledged < ran * ACKNOWLEDGED_MIN || terms < ran {
+        println!("no verdict: too few publishes were acknowledged, or too few leaders elected, for {ran} seeds");
+        return ExitCode::from(2);
+    }
+    ExitCode::SUCCESS
+}
+
+/// Runs a seed; false: a promise was broken, which it has told.
+fn take(seed: u64, arguments: &Arguments, totals: &Mutex<Totals>) -> bool {
+    let first = ask(seed, arguments, &arguments.skip, false);
+    let mut violation = None;
+    if arguments.check {
+        let second = ask(seed, arguments, &arguments.skip, false);
+        if first != second {
+            violation = Some(differs(seed, arguments));
+        }
+    }
+    match &first {
+        Ok((line, _)) if line.threads > THREADS => {
+            violation.get_or_insert(format!("the simulation has {} threads, not {THREADS}", line.threads));
+        }
+        Ok((line, _)) => violation = violation.or(line.violation.clone()),
+        Err(error) => violation = Some(format!("the process failed: {error}")),
+    }
+    if let (Ok((line, _)), Ok(mut totals)) = (&first, totals.lock()) {
+        totals.ran += 1;
+        totals.virtual_s += line.virtual_s;
+        totals.acknowledged += line.acknowledged;
+        totals.delivered += line.delivered;
+        totals.terms += line.terms;
+        totals.faults += line.faults;
+        totals.violations += u64::from(violation.is_some());
+    }
+    let Some(violation) = violation else { return true };
+    let faults = first.map_or(0, |(line, _)| line.faults);
+    tell(seed, arguments, &violation, faults);
+    false
+}
+
+/// Where two runs of a seed part.
+fn differs(seed: u64, arguments: &Arguments) -> String {
+    let trace = || ask(seed, arguments, &arguments.skip, true).map(|(_, lines)| lines).unwrap_or_default();
+    let (first, second) = (trace(), trace());
+    let parted = first.iter().zip(&second).position(|(a, b)| a != b).unwrap_or(first.len().min(second.len()));
+    format!("two runs differ from line {parted} on:\n  {:?}\n  {:?}", first.get(parted), second.get(parted))
+}
+
+/// Leaves out what is not needed to break the promise, and shows what is left.
+fn tell(seed: u64, arguments: &Arguments, violation: &str, faults: usize) {
+    let skip = shrink(seed, arguments, faults);
+    let mut report = format!("seed {seed}: {violation}\n  repeat with: quorate-jepsen sim --trace {seed}");
+    if !skip.is_empty() {
+        report += &format!(" --skip {}", numbers(&skip));
+    }
+    if let Some(bug) = arguments.bug.and_then(|bug| bug.to_possible_value()) {
+        report += &format!(" --bug {}", bug.get_name());
+    }
+    report += &format!("\n  {} of {faults} faults are enough:", faults - skip.len());
+    if let Ok((_, lines)) = ask(seed, arguments, &skip, true) {
+        let tells = |line: &&String| ["fault ", "node ", "loses", "VIOLATED"].iter().any(|word| line.contains(word));
+        let is_dull = |line: &&String| [" applied ", "client "].iter().any(|word| line.contains(word));
+        let told: Vec<&String> = lines.iter().filter(tells).filter(|line| !is_dull(line)).collect();
+        for line in told.iter().skip(told.len().saturating_sub(LINES_SHOWN)) {
+            report += &format!("\n  {line}");
+        }
+    }
+    println!("{report}");
+}
+
+/// Faults that can be left out together, found by halves and then quarters and so on (Zeller's delta debugging).
+fn shrink(seed: u64, arguments: &Arguments, faults: usize) -> Vec<u32> {
+    let mut skip = arguments.skip.clone();
+    let mut size = faults.div_ceil(2);
+    while size > 0 {
+        let left: Vec<u32> = (1..=faults as u32).filter(|n| !skip.contains(n)).collect();
+        for some in left.chunks(size) {
+            let tried: Vec<u32> = skip.iter().chain(some).copied().collect();
+            if ask(seed, arguments, &tried, false).is_ok_and(|(line, _)| line.violation.is_some()) {
+                skip = tried;
+            }
+        }
+        size /= 2;
+    }
+    skip.sort_unstable();
+    skip
+}
