@@ -294,6 +294,14 @@ impl Happened {
         }
     }
 
+    /// All deliveries.
+    pub(crate) fn deliveries(&self) -> impl Iterator<Item = &Delivery> {
+        self.0.iter().filter_map(|effect| match effect {
+            Effect::Deliver { delivery, .. } => Some(delivery),
+            _ => None,
+        })
+    }
+
     /// All deliveries to a session, whichever its connection.
     pub(crate) fn to(&self, session: SessionId) -> Vec<Delivery> {
         let delivery = |effect: &Effect| match effect {
