@@ -1,17 +1,17 @@
 //! Subscriptions by topic level: matching walks the topic's levels, never the subscriptions.
 //!
-//! The order of what it finds depends on the map's hashing, so callers sort by session: nothing that apply
-//! does may depend on it.
+//! A level costs at most a slot of the [`index`] and a [`node`], each in one line of the processor's cache, and only
+//! the node where nothing branches. What is found comes in an order that callers may depend on: of sessions and groups.
 
-use std::collections::{BTreeMap, HashMap};
+mod index;
+mod node;
 
 use crate::ids::{QoS, SessionId, ShareId};
 use crate::rows::value::SubscriptionRow;
 use crate::topic::{TopicFilter, TopicName};
 
-/// Index of a trie node.
-type NodeIndex = usize;
-const ROOT: NodeIndex = 0;
+use index::{Index, Key};
+use node::{Entry, Node, NodeIndex};
 
 /// Who subscribes: a session has `a`, `$exclusive/a` and a part in `$share/g/a` side by side.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -31,33 +31,23 @@ impl Subscriber {
     }
 }
 
-#[derive(Debug, Default)]
-struct TrieNode {
-    children: HashMap<Box<str>, NodeIndex>,
-    plus: Option<NodeIndex>,
-    /// Subscriptions whose filter ends here.
-    here: BTreeMap<Subscriber, SubscriptionRow>,
-    /// Subscriptions whose filter ends here with `#`.
-    below: BTreeMap<Subscriber, SubscriptionRow>,
-}
-
-impl TrieNode {
-    fn is_empty(&self) -> bool {
-        self.children.is_empty() && self.plus.is_none() && self.here.is_empty() && self.below.is_empty()
-    }
-}
-
 /// All subscriptions.
 #[derive(Debug)]
 pub(super) struct Trie {
-    nodes: Vec<TrieNode>,
+    /// The root is the first.
+    nodes: Vec<Node>,
+    /// Nodes that are not in use.
     free: Vec<NodeIndex>,
+    /// Children by name that are not their parent's first.
+    index: Index,
+    key: Key,
     subscriptions: usize,
 }
 
 impl Default for Trie {
     fn default() -> Self {
-        Self { nodes: vec![TrieNode::default()], free: Vec::new(), subscriptions: 0 }
+        let nodes = vec![Node::new(NodeIndex::NONE, "")];
+        Self { nodes, free: Vec::new(), index: Index::default(), key: Key::random(), subscriptions: 0 }
     }
 }
 
@@ -82,163 +72,178 @@ pub(super) struct Matches {
     pub(super) shares: Vec<ShareId>,
 }
 
+/// A filter's levels without a final `#`, and whether there was one.
+fn without_hash(filter: &TopicFilter) -> (impl Iterator<Item = &str>, bool) {
+    (filter.levels().filter(|level| *level != "#"), filter.as_str().ends_with('#'))
+}
+
 impl Trie {
     /// Subscriptions.
     pub(super) fn len(&self) -> usize {
         self.subscriptions
     }
 
-    fn node(&self, index: NodeIndex) -> Option<&TrieNode> {
-        self.nodes.get(index)
+    fn node(&self, index: NodeIndex) -> Option<&Node> {
+        self.nodes.get(index.at())
     }
 
-    fn child(&self, node: NodeIndex, level: &str) -> Option<NodeIndex> {
-        let node = self.node(node)?;
-        if level == "+" { node.plus } else { node.children.get(level).copied() }
+    fn node_mut(&mut self, index: NodeIndex) -> Option<&mut Node> {
+        self.nodes.get_mut(index.at())
     }
 
-    fn child_or_new(&mut self, parent: NodeIndex, level: &str) -> NodeIndex {
+    fn is_child(&self, child: NodeIndex, parent: NodeIndex, level: &[u8]) -> bool {
+        self.node(child).is_some_and(|child| child.parent == parent && child.name() == level)
+    }
+
+    /// The child called `level`, which is not `+`, of the node at `parent`.
+    fn named(&self, parent: NodeIndex, node: &Node, level: &str) -> Option<NodeIndex> {
+        if !node.has_children_by_name() {
+            return None;
+        }
+        let (hash, level) = (self.key.hash(parent, level.as_bytes()), level.as_bytes());
+        if node.first_hash == hash && self.is_child(node.first, parent, level) {
+            return Some(node.first);
+        }
+        if node.others == 0 {
+            return None;
+        }
+        self.index.find(hash, |child| self.is_child(child, parent, level))
+    }
+
+    fn child(&self, parent: NodeIndex, level: &str) -> Option<NodeIndex> {
+        let node = self.node(parent)?;
+        if level == "+" { Some(node.plus).filter(|plus| plus.is_some()) } else { self.named(parent, node, level) }
+    }
+
+    /// The node where the filter's levels end.
+    fn end_of<'a>(&self, mut levels: impl Iterator<Item = &'a str>) -> Option<NodeIndex> {
+        levels.try_fold(NodeIndex::ROOT, |at, level| self.child(at, level))
+    }
+
+    /// `None` when no node has a number left, which is not before there are four thousand million.
+    fn child_or_new(&mut self, parent: NodeIndex, level: &str) -> Option<NodeIndex> {
         if let Some(child) = self.child(parent, level) {
-            return child;
+            return Some(child);
         }
-        let child = self.free.pop().unwrap_or_else(|| {
-            self.nodes.push(TrieNode::default());
-            self.nodes.len() - 1
-        });
-        if let Some(node) = self.nodes.get_mut(parent) {
-            if level == "+" {
-                node.plus = Some(child);
-            } else {
-                node.children.insert(level.into(), child);
+        let is_plus = level == "+";
+        let node = Node::new(parent, if is_plus { "" } else { level });
+        let child = match self.free.pop() {
+            Some(free) => {
+                *self.node_mut(free)? = node;
+                free
             }
+            None => {
+                let child = NodeIndex::new(self.nodes.len())?;
+                self.nodes.push(node);
+                child
+            }
+        };
+        let hash = self.key.hash(parent, level.as_bytes());
+        let parent = self.node_mut(parent)?;
+        if is_plus {
+            parent.plus = child;
+        } else if parent.first.is_some() {
+            parent.others += 1;
+            self.index.insert(hash, child);
+        } else {
+            (parent.first, parent.first_hash) = (child, hash);
         }
-        child
+        Some(child)
+    }
+
+    /// Takes away the node at `child`, which holds nothing; its parent.
+    fn remove_node(&mut self, child: NodeIndex) -> Option<NodeIndex> {
+        let node = std::mem::replace(self.node_mut(child)?, Node::new(NodeIndex::NONE, ""));
+        self.free.push(child);
+        let parent = self.node_mut(node.parent)?;
+        if parent.plus == child {
+            parent.plus = NodeIndex::NONE;
+        } else if parent.first == child {
+            parent.first = NodeIndex::NONE;
+        } else {
+            parent.others -= 1;
+            self.index.remove(self.key.hash(node.parent, node.name()), child);
+        }
+        Some(node.parent)
     }
 
     /// Adds or replaces; true when it was not there.
     pub(super) fn insert(&mut self, filter: &TopicFilter, who: Subscriber, row: SubscriptionRow) -> bool {
-        let mut at = ROOT;
-        let mut is_hash = false;
-        for level in filter.levels() {
-            if level == "#" {
-                is_hash = true;
-            } else {
-                at = self.child_or_new(at, level);
-            }
-        }
-        let Some(node) = self.nodes.get_mut(at) else { return false };
-        let set = if is_hash { &mut node.below } else { &mut node.here };
-        let is_new = set.insert(who, row).is_none();
+        let (mut levels, is_below) = without_hash(filter);
+        let end = levels.try_fold(NodeIndex::ROOT, |at, level| self.child_or_new(at, level));
+        let Some(node) = end.and_then(|end| self.node_mut(end)) else { return false };
+        let is_new = node.entries.insert(Entry::new(who, is_below, row));
         self.subscriptions += usize::from(is_new && who.is_one_session());
         is_new
     }
 
     /// Whether it is there.
     pub(super) fn contains(&self, filter: &TopicFilter, who: Subscriber) -> bool {
-        let mut at = ROOT;
-        let mut is_hash = false;
-        for level in filter.levels() {
-            if level == "#" {
-                is_hash = true;
-            } else if let Some(child) = self.child(at, level) {
-                at = child;
-            } else {
-                return false;
-            }
-        }
-        self.node(at).is_some_and(|node| if is_hash { &node.below } else { &node.here }.contains_key(&who))
+        let (levels, is_below) = without_hash(filter);
+        let end = self.end_of(levels).and_then(|end| self.node(end));
+        end.is_some_and(|node| node.entries.contains(who, is_below))
     }
 
     /// Removes; true when it was there.
     pub(super) fn remove(&mut self, filter: &TopicFilter, who: Subscriber) -> bool {
-        let mut path = vec![(ROOT, "")];
-        let mut at = ROOT;
-        let mut is_hash = false;
-        for level in filter.levels() {
-            if level == "#" {
-                is_hash = true;
-            } else {
-                let Some(child) = self.child(at, level) else { return false };
-                path.push((child, level));
-                at = child;
-            }
-        }
-        let Some(node) = self.nodes.get_mut(at) else { return false };
-        let set = if is_hash { &mut node.below } else { &mut node.here };
-        let removed = set.remove(&who).is_some();
+        let (levels, is_below) = without_hash(filter);
+        let Some(mut at) = self.end_of(levels) else { return false };
+        let Some(node) = self.node_mut(at) else { return false };
+        let removed = node.entries.remove(who, is_below);
         self.subscriptions -= usize::from(removed && who.is_one_session());
         // Nodes that hold nothing go, so that the trie does not grow with what was once subscribed.
-        while let Some((index, level)) = path.pop() {
-            let Some(&(parent, _)) = path.last() else { break };
-            if !self.node(index).is_some_and(TrieNode::is_empty) {
-                break;
-            }
-            if let Some(node) = self.nodes.get_mut(index) {
-                *node = TrieNode::default();
-            }
-            if let Some(parent) = self.nodes.get_mut(parent) {
-                if level == "+" {
-                    parent.plus = None;
-                } else {
-                    parent.children.remove(level);
-                }
-            }
-            self.free.push(index);
+        while at != NodeIndex::ROOT && self.node(at).is_some_and(Node::is_empty) {
+            let Some(parent) = self.remove_node(at) else { break };
+            at = parent;
         }
         removed
+    }
+
+    /// What matches below the node `at`, of which `rest` is still to be walked. As deep as a topic has levels.
+    fn walk(&self, at: NodeIndex, rest: Option<&str>, wildcards: bool, take: &mut impl FnMut(&Entry)) {
+        let Some(node) = self.node(at) else { return };
+        let Some(rest) = rest else { return node.entries.each(take) };
+        let (level, rest) = rest.split_once('/').map_or((rest, None), |(level, rest)| (level, Some(rest)));
+        if wildcards {
+            node.entries.each_below(take);
+            if node.plus.is_some() {
+                self.walk(node.plus, rest, true, take);
+            }
+        }
+        if let Some(child) = self.named(at, node, level) {
+            self.walk(child, rest, true, take);
+        }
     }
 
     /// All sessions and groups with a subscription that matches `topic`. Subscriptions of `publisher` with No Local
     /// do not count [MQTT-3.8.3-3].
     pub(super) fn matches(&self, topic: &TopicName, publisher: Option<SessionId>) -> Matches {
-        let mut found: Vec<(SessionId, SubscriptionRow)> = Vec::new();
+        let mut found: Vec<(SessionId, Entry)> = Vec::new();
         let mut shares = Vec::new();
-        let mut at = vec![ROOT];
-        let mut next = Vec::new();
-        let mut take = |set: &BTreeMap<Subscriber, SubscriptionRow>| {
-            for (who, row) in set {
-                match who {
-                    Subscriber::Session(s) | Subscriber::Exclusive(s)
-                        if !(row.options.no_local && publisher == Some(*s)) =>
-                    {
-                        found.push((*s, *row));
-                    }
-                    Subscriber::Session(_) | Subscriber::Exclusive(_) => {}
-                    Subscriber::Share(share) => shares.push(*share),
+        self.walk(NodeIndex::ROOT, Some(topic.as_str()), !topic.is_dollar(), &mut |entry| match entry.who() {
+            Subscriber::Session(session) | Subscriber::Exclusive(session) => {
+                if !(entry.no_local() && publisher == Some(session)) {
+                    found.push((session, *entry));
                 }
             }
-        };
-        for (depth, level) in topic.levels().enumerate() {
-            let wildcards = depth > 0 || !topic.is_dollar();
-            for node in at.drain(..).filter_map(|i| self.node(i)) {
-                if wildcards {
-                    take(&node.below);
-                    next.extend(node.plus);
-                }
-                next.extend(node.children.get(level).copied());
-            }
-            std::mem::swap(&mut at, &mut next);
-        }
-        for node in at.into_iter().filter_map(|i| self.node(i)) {
-            take(&node.here);
-            // `a/#` matches `a` itself.
-            take(&node.below);
-        }
+            Subscriber::Share(share) => shares.push(share),
+        });
         shares.sort_unstable();
-        found.sort_by_key(|(session, row)| (*session, row.identifier));
+        found.sort_unstable_by_key(|(session, entry)| (*session, entry.identifier));
         let mut sessions: Vec<Match> = Vec::with_capacity(found.len());
-        for (session, row) in found {
+        for (session, entry) in found {
+            let identifier = entry.identifier.map(std::num::NonZeroU32::get);
             match sessions.last_mut().filter(|m| m.session == session) {
                 Some(m) => {
-                    m.qos = m.qos.max(row.options.qos);
-                    m.retain_as_published |= row.options.retain_as_published;
-                    m.identifiers.extend(row.identifier);
+                    m.qos = m.qos.max(entry.qos);
+                    m.retain_as_published |= entry.retain_as_published();
+                    m.identifiers.extend(identifier);
                 }
                 None => sessions.push(Match {
                     session,
-                    qos: row.options.qos,
-                    retain_as_published: row.options.retain_as_published,
-                    identifiers: row.identifier.into_iter().collect(),
+                    qos: entry.qos,
+                    retain_as_published: entry.retain_as_published(),
+                    identifiers: identifier.into_iter().collect(),
                 }),
             }
         }
@@ -247,100 +252,4 @@ impl Trie {
 }
 
 #[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::*;
-    use crate::command::SubscribeOptions;
-    use crate::ids::Position;
-
-    fn row(qos: QoS) -> SubscriptionRow {
-        let options = SubscribeOptions { qos, no_local: false, retain_as_published: false, retain_handling: 0 };
-        SubscriptionRow { identifier: None, options }
-    }
-
-    fn id(n: u64) -> SessionId {
-        SessionId(Position::new(n, 0))
-    }
-
-    fn session(n: u64) -> Subscriber {
-        Subscriber::Session(id(n))
-    }
-
-    #[test]
-    fn overlapping_subscriptions_of_a_session_are_one_match_with_the_highest_qos() {
-        let mut t = Trie::default();
-        let mut with_id = row(QoS::AtMostOnce);
-        with_id.identifier = Some(9);
-        t.insert(&TopicFilter::new("a/#").unwrap(), session(1), with_id);
-        t.insert(&TopicFilter::new("a/+").unwrap(), session(1), row(QoS::ExactlyOnce));
-        let m = t.matches(&TopicName::new("a/b").unwrap(), None).sessions;
-        assert_eq!(m.len(), 1);
-        assert_eq!((m[0].qos, m[0].identifiers.as_slice()), (QoS::ExactlyOnce, &[9][..]));
-    }
-
-    #[test]
-    fn no_local_counts_only_against_its_own_session() {
-        let mut t = Trie::default();
-        let mut r = row(QoS::AtLeastOnce);
-        r.options.no_local = true;
-        t.insert(&TopicFilter::new("a").unwrap(), session(1), r);
-        t.insert(&TopicFilter::new("a").unwrap(), session(2), r);
-        let m = t.matches(&TopicName::new("a").unwrap(), Some(id(1))).sessions;
-        assert_eq!(m.iter().map(|m| m.session).collect::<Vec<_>>(), [id(2)]);
-    }
-
-    #[test]
-    fn a_session_a_group_and_an_exclusive_subscription_of_one_filter_stand_side_by_side() {
-        let mut t = Trie::default();
-        let a = TopicFilter::new("a/+").unwrap();
-        let share = ShareId(Position::new(1, 0));
-        for who in [session(1), Subscriber::Exclusive(id(1)), Subscriber::Share(share)] {
-            assert!(t.insert(&a, who, row(QoS::AtLeastOnce)));
-        }
-        let found = t.matches(&TopicName::new("a/b").unwrap(), None);
-        assert_eq!((found.sessions.len(), found.shares), (1, vec![share]));
-        assert!(t.remove(&a, session(1)));
-        assert!(t.contains(&a, Subscriber::Exclusive(id(1))) && t.contains(&a, Subscriber::Share(share)));
-    }
-
-    fn filter() -> impl Strategy<Value = TopicFilter> {
-        "(\\$?(a|b||\\+)/){0,3}(a|b|\\+|#|\\$s)".prop_filter_map("not a filter", |s| TopicFilter::new(&s).ok())
-    }
-
-    fn topic() -> impl Strategy<Value = TopicName> {
-        "(\\$?(a|b|)/){0,3}(a|b|\\$s)".prop_filter_map("not a topic", |s| TopicName::new(&s).ok())
-    }
-
-    proptest! {
-        #[test]
-        fn the_trie_finds_what_a_scan_finds(
-            ops in prop::collection::vec((filter(), 0..4u64, any::<bool>()), 0..40),
-            topics in prop::collection::vec(topic(), 1..8),
-        ) {
-            let mut trie = Trie::default();
-            let mut scan: BTreeMap<(String, u64), TopicFilter> = BTreeMap::new();
-            for (filter, s, add) in ops {
-                let k = (filter.as_str().to_owned(), s);
-                prop_assert_eq!(trie.len(), scan.len());
-                prop_assert_eq!(trie.contains(&filter, session(s)), scan.contains_key(&k));
-                if add {
-                    prop_assert_eq!(trie.insert(&filter, session(s), row(QoS::AtLeastOnce)), scan.insert(k, filter).is_none());
-                } else {
-                    prop_assert_eq!(trie.remove(&filter, session(s)), scan.remove(&k).is_some());
-                }
-            }
-            for topic in &topics {
-                let mut want: Vec<_> = scan.iter().filter(|(_, f)| f.matches(topic)).map(|((_, s), _)| id(*s)).collect();
-                want.sort();
-                want.dedup();
-                let got: Vec<_> = trie.matches(topic, None).sessions.into_iter().map(|m| m.session).collect();
-                prop_assert_eq!(got, want);
-            }
-            for (k, f) in scan {
-                trie.remove(&f, session(k.1));
-            }
-            prop_assert_eq!(trie.nodes.len(), trie.free.len() + 1);
-        }
-    }
-}
+mod tests;
