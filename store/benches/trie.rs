@@ -259,7 +259,9 @@ fn settle(happened: &Happened) -> Vec<Command> {
 fn by_groups(c: &mut Criterion) {
     let message = message();
     let (t, one) = (topic("t"), || vec![Command::Publish(publish(None, 1, "t", "x"))]);
-    for (of, shapes) in [("groups of one", [(1, 1), (100, 1), (1_000, 1)]), ("members of one group", [(1, 1), (1, 64), (1, 4_096)])] {
+    for (of, shapes) in
+        [("groups of one", [(1, 1), (100, 1), (1_000, 1)]), ("members of one group", [(1, 1), (1, 64), (1, 4_096)])]
+    {
         let mut group = c.benchmark_group(of);
         for (shares, members) in shapes {
             let count = shares.max(members);

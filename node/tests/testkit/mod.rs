@@ -50,6 +50,11 @@ pub(crate) fn three_machines() -> System {
     start(3, &[], true, None)
 }
 
+/// The same, with these settings.
+pub(crate) fn three_machines_with(settings: &[(&str, &str)]) -> System {
+    start(3, settings, true, None)
+}
+
 /// `count` nodes with these settings (`snapshot_log_bytes` for `QUORATE_SNAPSHOT_LOG_BYTES`).
 pub(crate) fn nodes(count: usize, settings: &[(&str, &str)]) -> System {
     start(count, settings, false, None)
@@ -96,6 +101,11 @@ impl System {
     /// A load balancer of a client's own over the nodes that there are now, beginning with `first`.
     pub(crate) fn relay(&self, first: usize) -> Relay {
         self.ok(Relay::start(self.cluster.nodes.iter().map(|n| n.at.mqtt).collect(), first))
+    }
+
+    /// The same to another port of machines.
+    pub(crate) fn relay_to(&self, port: u16, first: usize) -> Relay {
+        self.ok(Relay::start(self.cluster.nodes.iter().map(|n| (n.at.mqtt.ip(), port).into()).collect(), first))
     }
 
     /// Place of the leader.
