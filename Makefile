@@ -44,7 +44,7 @@ interop: setup ## clients that we did not write, on three real nodes, each also 
 	@command -v python3 >/dev/null || { echo "interop: needs python3 with venv, node with npm, openssl (Debian: python3-venv npm openssl)" >&2; exit 1; }
 	$(CARGO) build $(FLAGS) -p quorate
 	interop/run --broker "$(BIN)/quorate" --cache "$(CACHE)" $(ARGS)
-	$(CARGO) test $(FLAGS) -p quorate --test system_interop_rumqttc
+	$(CARGO) test $(FLAGS) -p quorate --test system_interop_rumqttc --test system_interop_rumqttc_ways
 
 verify: fmt clippy deny doc tidy ## all checks that are not tests; writes nothing into the tree
 
