@@ -158,6 +158,10 @@ async fn rules_are_listed_in_their_order_and_say_which_of_them_decides() {
         ("user=ann&action=publish&topic=plant/ann/x&qos=2", false, "rule", json!(20)),
         ("user=ann&action=publish&topic=plant/ann/x&retain=true", false, "rule", json!(20)),
         ("client=c&action=subscribe&topic=%23&qos=1", false, "rule", json!(20)),
+        // What is reached in the end is judged, as the broker does.
+        ("user=ann&action=publish&topic=$delayed/5/plant/ann/x&qos=1", true, "rule", json!(10)),
+        ("client=c&action=subscribe&topic=$share/g/%23&qos=1", false, "rule", json!(20)),
+        ("client=c&action=subscribe&topic=$exclusive/plant/x&qos=1", false, "rule", json!(20)),
         ("client=c&action=subscribe&topic=else/%2B&qos=1", true, "otherwise", json!(null)),
     ] {
         let checked = get(&server, &format!("/acls/check?{query}")).await;

@@ -8,7 +8,9 @@ use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, put};
-use quorate_store::access::{Access, AclAction, AclRule, Client, Decider, Permission, Who};
+use quorate_store::access::{
+    Access, AclAction, AclRule, Client, Decider, Permission, Who, reached_by_publish, reached_by_subscription,
+};
 use quorate_store::ids::QoS;
 use quorate_store::topic::{TopicFilter, TopicName};
 use serde::{Deserialize, Serialize};
@@ -209,10 +211,14 @@ fn rule_of(number: u32, put: PutRule) -> Result<AclRule, Problem> {
         retain: put.retain,
     };
     rule.check().map_err(AdminError::Access)?;
-    if rule.filters.iter().any(|filter| filter.starts_with("$share/")) {
-        return Err(Problem::bad_request(
-            "a rule names topics, and holds for shared subscriptions to them, too: leave `$share/GROUP/` out",
-        ));
+    for prefix in ["$share/", "$exclusive/", "$delayed/"] {
+        if let Some(filter) = rule.filters.iter().find(|filter| filter.starts_with(prefix)) {
+            return Err(Problem::bad_request(format!(
+                "`{filter}`: a rule names the topics that are reached in the end, and holds for shared and exclusive \
+                 subscriptions and delayed publishes to them, too: leave `$share/GROUP/`, `$exclusive/` and \
+                 `$delayed/SECONDS/` out"
+            )));
+        }
     }
     Ok(rule)
 }
@@ -323,12 +329,12 @@ fn check_in(access: &Access, request: &CheckRequest) -> Result<Checked, Problem>
     let (decider, granted) = match request.action {
         Act::Publish => {
             TopicName::new(&request.topic).map_err(invalid)?;
-            (access.decider_of_publish(client, &request.topic, qos, request.retain), None)
+            (access.decider_of_publish(client, reached_by_publish(&request.topic), qos, request.retain), None)
         }
         Act::Subscribe => {
             TopicFilter::new(&request.topic).map_err(invalid)?;
-            let granted = access.may_subscribe(client, &request.topic, qos);
-            (access.decider_of_subscribe(client, &request.topic), granted)
+            let filter = reached_by_subscription(&request.topic);
+            (access.decider_of_subscribe(client, filter), access.may_subscribe(client, filter, qos))
         }
         Act::All => return Err(Problem::bad_request("action: `publish` or `subscribe`")),
     };

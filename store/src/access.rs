@@ -4,6 +4,7 @@
 //! front end asks the snapshot that follows from them. No password is in here, only what verifies one.
 
 mod limits;
+mod reach;
 mod shared;
 
 use std::fmt;
@@ -16,6 +17,7 @@ pub use limits::{
     AccessError, PASSWORD_HASH_BYTES_MAX, RULE_CLIENT_BYTES_MAX, RULE_FILTER_BYTES_MAX, RULE_FILTERS_MAX, RULES_MAX,
     SCRAM_SALT_BYTES_MAX, USER_NAME_BYTES_MAX, USERS_MAX,
 };
+pub use reach::{reached_by_publish, reached_by_subscription};
 pub use shared::{Rules, Users};
 
 /// A user.

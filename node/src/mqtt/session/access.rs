@@ -4,7 +4,7 @@
 //! The rules come with each input ([`Output::access`]), so that a change counts from the next packet on. Without rules
 //! a packet costs one look; with rules nothing is allocated.
 
-use quorate_store::access::{Access, Client, Permission};
+use quorate_store::access::{Access, Client, Permission, reached_by_publish, reached_by_subscription};
 use quorate_store::ids::{PacketId, QoS};
 
 use super::{Ending, Now, Output, Session};
@@ -56,12 +56,16 @@ impl Principal {
     }
 
     pub(super) fn may_publish(&self, access: &Access, topic: &str, qos: QoS, retain: bool) -> bool {
-        is_open(access) || access.may_publish(self.client(), published(topic), qos, retain)
+        is_open(access) || access.may_publish(self.client(), reached_by_publish(topic), qos, retain)
     }
 
     /// The QoS at which it may subscribe.
     pub(super) fn may_subscribe(&self, access: &Access, filter: &str, qos: QoS) -> Option<QoS> {
-        if is_open(access) { Some(qos) } else { access.may_subscribe(self.client(), subscribed(filter), qos) }
+        if is_open(access) {
+            Some(qos)
+        } else {
+            access.may_subscribe(self.client(), reached_by_subscription(filter), qos)
+        }
     }
 }
 
@@ -72,24 +76,6 @@ fn auth_data(message: &str) -> Box<AuthData> {
 
 fn is_open(access: &Access) -> bool {
     access.rules.is_empty() && access.otherwise == Permission::Allow
-}
-
-/// The topic that a message reaches in the end: `t` of `$delayed/SECONDS/t`.
-fn published(topic: &str) -> &str {
-    topic.strip_prefix("$delayed/").map_or(topic, |rest| after_level(rest).unwrap_or(topic))
-}
-
-/// What a subscription matches in the end: `f` of `$share/group/f` and `$exclusive/f`.
-fn subscribed(filter: &str) -> &str {
-    match filter.split_once('/') {
-        Some(("$share", rest)) => after_level(rest).unwrap_or(filter),
-        Some(("$exclusive", rest)) if !rest.is_empty() => rest,
-        _ => filter,
-    }
-}
-
-fn after_level(text: &str) -> Option<&str> {
-    text.split_once('/').map(|(_, rest)| rest).filter(|rest| !rest.is_empty())
 }
 
 impl Session {
@@ -175,37 +161,6 @@ impl Session {
                 tracing::info!(client_id = self.client_id(), user = self.user(), ?bad, "a re-authentication failed");
                 self.end(Ending::Error(Reason::NOT_AUTHORIZED), out); // [MQTT-4.12.1-2]
             }
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_a_message_or_subscription_is_about_is_judged() {
-        for (topic, judged) in [
-            ("a/b", "a/b"),
-            ("$delayed/10/a/b", "a/b"),
-            ("$delayed/10//b", "/b"),
-            ("$delayed/10", "$delayed/10"),
-            ("$delayed/10/", "$delayed/10/"),
-            ("$SYS/x", "$SYS/x"),
-            ("x/$delayed/10/a", "x/$delayed/10/a"),
-        ] {
-            assert_eq!(published(topic), judged, "{topic}");
-        }
-        for (filter, judged) in [
-            ("a/+", "a/+"),
-            ("$share/g/a/#", "a/#"),
-            ("$share/g//a", "/a"),
-            ("$share/g", "$share/g"),
-            ("$exclusive/a/b", "a/b"),
-            ("$exclusive/", "$exclusive/"),
-            ("$exclusive", "$exclusive"),
-        ] {
-            assert_eq!(subscribed(filter), judged, "{filter}");
         }
     }
 }

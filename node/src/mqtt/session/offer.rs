@@ -69,8 +69,7 @@ impl Session {
         properties: Option<&MessageProperties>,
         payload: &[u8],
     ) -> Option<Reason> {
-        let is_ours_later = || matches!(delayed::split(topic), Some(Ok(later)) if is_ours(&later.topic));
-        if is_ours(topic) || is_ours_later() {
+        if is_ours(topic) {
             Some(Reason::NOT_AUTHORIZED)
         } else if claims_utf8_wrongly(&self.options, properties, payload) {
             Some(Reason::PAYLOAD_FORMAT_INVALID)
