@@ -5,6 +5,7 @@
 //! client gave up on is not computed.
 
 use std::fmt;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -68,7 +69,11 @@ fn work(queue: &Mutex<Receiver<Job>>) {
         // One thread waits for a job, the others for the lock; the pool is gone when there is none.
         let job = queue.lock().unwrap_or_else(PoisonError::into_inner).recv();
         let Ok(job) = job else { return };
-        job();
+        // A job that panics has dropped its answer, so its client is told that the server is at fault; the thread is
+        // there for the others.
+        if catch_unwind(AssertUnwindSafe(job)).is_err() {
+            tracing::error!("an authentication panicked: its client is refused");
+        }
     }
 }
 
@@ -79,6 +84,15 @@ mod tests {
     use std::sync::mpsc::channel;
 
     use super::*;
+
+    #[test]
+    #[allow(clippy::panic)]
+    fn a_job_that_panics_takes_no_thread_with_it() {
+        let pool = Pool::start(1, 2).unwrap();
+        let lost = pool.run(|| -> u32 { panic!("on purpose") }).unwrap();
+        assert!(lost.blocking_recv().is_err(), "nobody answers");
+        assert_eq!(pool.run(|| 7).unwrap().blocking_recv(), Ok(7));
+    }
 
     #[test]
     fn what_is_above_the_bound_is_told_so_and_what_nobody_waits_for_is_not_computed() {
