@@ -43,7 +43,7 @@ pub(crate) struct Shared<C> {
     slots: Semaphore,
     timeout: Duration,
     /// Passwords that are hashed at a time: each takes 19 MiB and a processor.
-    pub(crate) hashing: Semaphore,
+    pub(crate) hashing: Arc<Semaphore>,
 }
 
 /// Passwords that are hashed at a time.
@@ -61,7 +61,7 @@ pub fn router<C: ClusterAdmin>(cluster: C, forwarder: Forwarder, metrics: Arc<Me
         metrics,
         slots: Semaphore::new(limits.requests_max.min(Semaphore::MAX_PERMITS)),
         timeout: limits.timeout,
-        hashing: Semaphore::new(HASHING_MAX),
+        hashing: Arc::new(Semaphore::new(HASHING_MAX)),
     });
     let health = Router::new()
         .route("/health/live", get(|| async { ok("live") }))

@@ -139,13 +139,26 @@ async fn put_user<C: ClusterAdmin>(shared: &Shared<C>, name: String, ask: Ask) -
     let access = shared.cluster.fresh_access().await?;
     let known = access.users.get(&name).cloned();
     let new = {
-        let Ok(_turn) = shared.hashing.acquire().await else {
+        let Ok(turn) = shared.hashing.clone().acquire_owned().await else {
             return Err(AdminError::Unavailable("this node is stopping; ask another".into()).into());
         };
         let base = known.clone().unwrap_or(nameless);
-        let changed = tokio::task::spawn_blocking(move || changed(base, &wanted));
+        let changed = tokio::task::spawn_blocking(move || {
+            // Who gave up on the answer does not end the hashing.
+            let _turn = turn;
+            changed(base, &wanted)
+        });
         changed.await.map_err(|error| AdminError::Internal(error.to_string()))??
     };
+    // Hashing takes its time: what somebody else has changed meanwhile must not be undone by it.
+    if shared.cluster.fresh_access().await?.users.get(&name) != known.as_ref() {
+        return Err(Problem::new(
+            StatusCode::CONFLICT,
+            "conflict",
+            "The user was changed meanwhile",
+            format!("somebody else changed the user `{name}` at the same time: look at it, and try again"),
+        ));
+    }
     let status = if known.is_none() { StatusCode::CREATED } else { StatusCode::OK };
     let view = UserView::from(&new);
     if known.as_ref() != Some(&new) && !ask.dry_run {
