@@ -2,6 +2,7 @@
 //! administration and relays the answer. A request that was forwarded is never forwarded again; a leader that has
 //! handed over meanwhile (as one that is to be removed does first) says who leads now, and is believed a few times.
 
+use std::fmt;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
@@ -29,7 +30,7 @@ pub struct Forwarder {
 }
 
 /// A request, as far as it is forwarded.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Forwardable {
     /// Method.
     pub method: Method,
@@ -39,6 +40,20 @@ pub struct Forwardable {
     pub was_forwarded: bool,
     /// Body.
     pub body: Bytes,
+}
+
+impl fmt::Debug for Forwardable {
+    /// Without the body: it may hold a password.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { method, target, was_forwarded, body } = self;
+        let body_bytes = body.len();
+        f.debug_struct("Forwardable")
+            .field("method", method)
+            .field("target", target)
+            .field("was_forwarded", was_forwarded)
+            .field("body_bytes", &body_bytes)
+            .finish()
+    }
 }
 
 impl Forwardable {
