@@ -55,7 +55,8 @@ impl Arrival {
         let mut arrival = Self { worker, listener, place: None, refusal: None };
         let now = Instant::now();
         let shared = arrival.worker.shared.clone();
-        if shared.bounds.arrives(now) && arrival.listener.bounds.arrives(now) {
+        // The listener first: what it does not take must not use up the node's rate, which is for the others, too.
+        if arrival.listener.bounds.arrives(now) && shared.bounds.arrives(now) {
             return Some(arrival);
         }
         // As many again are told; telling more would cost what the bound is there to save.
