@@ -435,10 +435,10 @@ impl Model {
         for one in 0..rowless.len() {
             settle_on(one, places, &fits_alive, &mut settled, &mut BTreeSet::new());
         }
-        for one in 0..rowless.len() {
+        for (one, delivery) in rowless.iter().enumerate() {
             let has_one = settled.values().any(|settled| *settled == one);
             if !has_one && !settle_on(one, places, &fits, &mut settled, &mut BTreeSet::new()) {
-                return Err(format!("nobody expects {:?}", rowless[one]));
+                return Err(format!("nobody expects {delivery:?}"));
             }
         }
         if let Some(lost) = (0..direct.len()).find(|place| !settled.contains_key(place)) {
