@@ -111,6 +111,8 @@ async fn what_cannot_be_a_user_or_a_rule_is_refused_and_says_why() {
         ("/acls/x".into(), rule(json!({})), "no rule number"),
         ("/acls/1".into(), rule(json!({"filters": ["a/#/b"]})), "# for all levels"),
         ("/acls/1".into(), rule(json!({"filters": ["$share/g/a"]})), "leave `$share/GROUP/` out"),
+        ("/acls/1".into(), rule(json!({"filters": ["$exclusive/a"]})), "leave `$exclusive/` out"),
+        ("/acls/1".into(), rule(json!({"filters": ["b", "$delayed/5/a"]})), "leave `$delayed/SECONDS/` out"),
         ("/acls/1".into(), rule(json!({"filters": vec!["a"; 65]})), "64"),
         ("/acls/1".into(), rule(json!({"qos_max": 3})), "QoS 3"),
         ("/acls/1".into(), rule(json!({"who": {"user": ""}})), "user name"),

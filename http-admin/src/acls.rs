@@ -211,12 +211,13 @@ fn rule_of(number: u32, put: PutRule) -> Result<AclRule, Problem> {
         retain: put.retain,
     };
     rule.check().map_err(AdminError::Access)?;
-    for prefix in ["$share/", "$exclusive/", "$delayed/"] {
+    for (prefix, whole) in
+        [("$share/", "$share/GROUP/"), ("$exclusive/", "$exclusive/"), ("$delayed/", "$delayed/SECONDS/")]
+    {
         if let Some(filter) = rule.filters.iter().find(|filter| filter.starts_with(prefix)) {
             return Err(Problem::bad_request(format!(
                 "`{filter}`: a rule names the topics that are reached in the end, and holds for shared and exclusive \
-                 subscriptions and delayed publishes to them, too: leave `$share/GROUP/`, `$exclusive/` and \
-                 `$delayed/SECONDS/` out"
+                 subscriptions and delayed publishes to them, too: leave `{whole}` out"
             )));
         }
     }
