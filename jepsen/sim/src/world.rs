@@ -1,7 +1,7 @@
 //! The world that the nodes are in: what happens when, chance, and the record of it all.
 //!
 //! Events are closures at a virtual time, in the order of their times and then of their making. Everything is in one
-//! thread, so the world is a thread's own, and who needs it asks for it ([`after`], [`chance`], [`note`]).
+//! thread, so the world is a thread's own, and who needs it asks for it ([`after`], [`below`], [`write_down`]).
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
