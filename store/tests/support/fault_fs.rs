@@ -15,7 +15,7 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use fuser::{
     BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
@@ -26,6 +26,9 @@ use fuser::{
 use super::disk::{Cut, DirNode, Disk, FileNode, Ino, Node};
 
 const TTL: Duration = Duration::from_secs(60);
+
+/// Longest that a disk is busy after its last file was closed.
+const BUSY_MAX: Duration = Duration::from_secs(30);
 
 /// Names the control socket to the server's process.
 const SERVE: &str = "QUORATE_FAULT_DISK";
@@ -147,8 +150,25 @@ impl Server {
         Ok(())
     }
 
+    /// Tries again while it is busy: a process that another test starts has our files open, too, until it has become
+    /// what it is to be. How its thread ended does not matter once nothing is mounted any more.
     fn unmount(&mut self) -> std::io::Result<()> {
-        self.session.take().map_or(Ok(()), BackgroundSession::umount_and_join)
+        let Some(session) = self.session.take() else { return Ok(()) };
+        let first = session.umount_and_join();
+        let began = Instant::now();
+        while first.is_err() && self.is_mounted()? {
+            if began.elapsed() > BUSY_MAX {
+                return first;
+            }
+            let _ = Command::new("umount").arg(&self.mountpoint).stderr(Stdio::null()).status();
+        }
+        Ok(())
+    }
+
+    fn is_mounted(&self) -> std::io::Result<bool> {
+        let at = self.mountpoint.to_string_lossy();
+        let mounts = std::fs::read_to_string("/proc/self/mounts")?;
+        Ok(mounts.lines().any(|line| line.split(' ').nth(1) == Some(&*at)))
     }
 
     fn answer(&mut self, request: &str) -> Result<String, String> {
