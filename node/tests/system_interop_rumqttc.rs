@@ -1,6 +1,7 @@
 //! rumqttc, a client that we did not write, in both versions that it speaks; `interop/` has the others.
 //!
-//! Over TLS and WebSocket, and in a shared group: `system_interop_rumqttc_ways`. Its sessions under faults at QoS 1 and 2 on 3.1.1 are in `system_guarantees` and `system_takeover`.
+//! Over TLS and WebSocket, and in a shared group: `system_interop_rumqttc_ways`. Its sessions under faults at QoS 1 and
+//! 2 on 3.1.1 are in `system_guarantees` and `system_takeover`.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
@@ -14,6 +15,7 @@ use testkit::{System, nodes};
 
 /// Publishes of which [`BURST`] are in flight at a time.
 const MANY: usize = 3_000;
+
 fn three_nodes_for_large_packets() -> System {
     nodes(3, &[("packet_bytes_max", "2097152")])
 }

@@ -1,6 +1,8 @@
 //! rumqttc, a client that we did not write, in both versions that it speaks and over every transport that it has.
+
 #![allow(dead_code)]
 
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 use quorate_jepsen::harness::Relay;
@@ -10,6 +12,7 @@ use rumqttc::{AsyncClient, Event, LastWill, MqttOptions, Packet, QoS, Transport,
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
+use crate::testkit::subscriber::remind;
 use crate::testkit::{RECOVERY, System};
 
 pub(crate) const MIB: usize = 1 << 20;
@@ -169,55 +172,109 @@ impl Client {
     }
 }
 
-async fn run_v4(_relay: Relay, mut events: rumqttc::EventLoop, tell: mpsc::UnboundedSender<Seen>) {
-    let mut retry = tokio::time::interval(RETRY);
-    loop {
-        let seen = match events.poll().await {
-            Ok(Event::Incoming(Packet::ConnAck(connack))) => Seen::Connected { present: connack.session_present },
-            Ok(Event::Incoming(Packet::SubAck(suback))) => {
+/// QoS 2 identifiers, which rumqttc forgets on a reconnect: it would take the PUBREL for an error, for ever. MQTT wants
+/// them remembered ([MQTT-4.1.0-1]), so it is reminded through its own public state.
+#[derive(Default)]
+struct Memory {
+    ever: BTreeSet<u16>,
+    /// Under one of these a PUBLISH is no delivery.
+    unreleased: BTreeSet<u16>,
+}
+
+impl Memory {
+    fn is_delivery(&mut self, qos: u8, identifier: u16) -> bool {
+        if qos == 2 {
+            self.ever.insert(identifier);
+        }
+        qos != 2 || self.unreleased.insert(identifier)
+    }
+
+    fn v4(&mut self, event: Event) -> Option<Seen> {
+        let Event::Incoming(packet) = event else { return None };
+        Some(match packet {
+            Packet::ConnAck(connack) => Seen::Connected { present: connack.session_present },
+            Packet::SubAck(suback) => {
                 let is_refused = |code: &rumqttc::SubscribeReasonCode| *code == rumqttc::SubscribeReasonCode::Failure;
                 assert!(!suback.return_codes.iter().any(is_refused), "{suback:?}");
                 Seen::Subscribed
             }
-            Ok(Event::Incoming(Packet::PubAck(_) | Packet::PubComp(_))) => Seen::Acknowledged,
-            Ok(Event::Incoming(Packet::Publish(p))) => Seen::Message { payload: p.payload.to_vec(), retain: p.retain },
-            Ok(_) => continue,
-            Err(_) => {
-                retry.tick().await;
-                continue;
+            Packet::PubAck(_) | Packet::PubComp(_) => Seen::Acknowledged,
+            Packet::Publish(p) if self.is_delivery(p.qos as u8, p.pkid) => {
+                Seen::Message { payload: p.payload.to_vec(), retain: p.retain }
             }
-        };
-        if tell.send(seen).is_err() {
-            return;
-        }
+            Packet::PubRel(release) => {
+                self.unreleased.remove(&release.pkid);
+                return None;
+            }
+            _ => return None,
+        })
     }
-}
 
-async fn run_v5(_relay: Relay, mut events: v5::EventLoop, tell: mpsc::UnboundedSender<Seen>) {
-    let mut retry = tokio::time::interval(RETRY);
-    loop {
-        let seen = match events.poll().await {
-            Ok(v5::Event::Incoming(packets5::Packet::ConnAck(connack))) => {
-                Seen::Connected { present: connack.session_present }
-            }
-            Ok(v5::Event::Incoming(packets5::Packet::SubAck(suback))) => {
+    fn v5(&mut self, event: v5::Event) -> Option<Seen> {
+        let v5::Event::Incoming(packet) = event else { return None };
+        Some(match packet {
+            packets5::Packet::ConnAck(connack) => Seen::Connected { present: connack.session_present },
+            packets5::Packet::SubAck(suback) => {
                 let is_granted =
                     |code: &packets5::SubscribeReasonCode| matches!(code, packets5::SubscribeReasonCode::Success(_));
                 assert!(suback.return_codes.iter().all(is_granted), "{suback:?}");
                 Seen::Subscribed
             }
-            Ok(v5::Event::Incoming(packets5::Packet::PubAck(_) | packets5::Packet::PubComp(_))) => Seen::Acknowledged,
-            Ok(v5::Event::Incoming(packets5::Packet::Publish(p))) => {
+            packets5::Packet::PubAck(_) | packets5::Packet::PubComp(_) => Seen::Acknowledged,
+            packets5::Packet::Publish(p) if self.is_delivery(p.qos as u8, p.pkid) => {
                 Seen::Message { payload: p.payload.to_vec(), retain: p.retain }
             }
-            Ok(_) => continue,
-            Err(_) => {
-                retry.tick().await;
-                continue;
+            packets5::Packet::PubRel(release) => {
+                self.unreleased.remove(&release.pkid);
+                return None;
             }
-        };
-        if tell.send(seen).is_err() {
-            return;
+            _ => return None,
+        })
+    }
+
+    fn remind_v5(&self, events: &mut v5::EventLoop) {
+        for pkid in &self.ever {
+            let mut publish = packets5::Publish::new("reminder", QoS5::ExactlyOnce, Vec::new(), None);
+            publish.pkid = *pkid;
+            events.state.handle_incoming_packet(packets5::Packet::Publish(publish)).unwrap();
+        }
+        events.state.events.clear();
+    }
+}
+
+async fn run_v4(_relay: Relay, mut events: rumqttc::EventLoop, tell: mpsc::UnboundedSender<Seen>) {
+    let (mut retry, mut memory) = (tokio::time::interval(RETRY), Memory::default());
+    loop {
+        let polled = events.poll().await;
+        let is_broken = polled.is_err();
+        // What came before the break is told all the same.
+        let left = if is_broken { std::mem::take(&mut events.state.events) } else { VecDeque::new() };
+        for event in polled.into_iter().chain(left) {
+            if memory.v4(event).is_some_and(|seen| tell.send(seen).is_err()) {
+                return;
+            }
+        }
+        if is_broken {
+            remind(&mut events, &memory.ever);
+            retry.tick().await;
+        }
+    }
+}
+
+async fn run_v5(_relay: Relay, mut events: v5::EventLoop, tell: mpsc::UnboundedSender<Seen>) {
+    let (mut retry, mut memory) = (tokio::time::interval(RETRY), Memory::default());
+    loop {
+        let polled = events.poll().await;
+        let is_broken = polled.is_err();
+        let left = if is_broken { std::mem::take(&mut events.state.events) } else { VecDeque::new() };
+        for event in polled.into_iter().chain(left) {
+            if memory.v5(event).is_some_and(|seen| tell.send(seen).is_err()) {
+                return;
+            }
+        }
+        if is_broken {
+            memory.remind_v5(&mut events);
+            retry.tick().await;
         }
     }
 }

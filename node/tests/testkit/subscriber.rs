@@ -148,7 +148,7 @@ async fn run(
 }
 
 /// Makes rumqttc expect a PUBREL for each of these again.
-fn remind(events: &mut EventLoop, identifiers: &BTreeSet<u16>) {
+pub(crate) fn remind(events: &mut EventLoop, identifiers: &BTreeSet<u16>) {
     let shown = events.state.events.len();
     for pkid in identifiers {
         let mut publish = Publish::new("reminder", QoS::ExactlyOnce, Vec::new());
