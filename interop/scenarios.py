@@ -1,10 +1,11 @@
 """What each client has to live through. A scenario is written once; `t` says which client, version and transport."""
 
 import hashlib
+import subprocess
 
 import payload
 from clients import Plan
-from cluster import Trouble
+from cluster import HOST, SOON_S, Trouble, wait
 
 MIB = 1024 * 1024
 # Of a burst in whose middle the node is killed.
@@ -235,4 +236,33 @@ SCENARIOS = {
     "shared subscription": (shared, "tcp"),
     "TLS": (qos2, "tls"),
     "WebSocket": (qos2, "ws"),
+}
+
+
+def speaks_no_websocket(t):
+    """Neither by URL nor by an option."""
+    node = t.home.ports["ws"]
+    command = ["mosquitto_pub", "-L", f"ws://{HOST}:{node}/{t.topic}", "-m", "hello"]
+    tried = subprocess.run(command, capture_output=True, text=True, timeout=SOON_S)
+    said = tried.stdout + tried.stderr
+    expect(tried.returncode != 0 and "scheme" in said, f"a WebSocket URL is taken, or refused for another reason: {said}")
+    help = subprocess.run(["mosquitto_pub", "--help"], capture_output=True, text=True, timeout=SOON_S).stdout.lower()
+    expect("websocket" not in help and "--ws" not in help, "--help knows WebSocket: take the row off NOT_OFFERED")
+
+
+def ends_when_tls_breaks(t):
+    client = t.client("c").connect().subscribe(2, t.topic)
+    t.home.kill()
+    wait("mosquitto_sub ends or is connected again",
+         lambda: client.processes[0].poll() is not None or len(client.seen.connected) > 1)
+    expect(len(client.seen.connected) == 1, "it is connected again by itself: take the row off NOT_OFFERED")
+
+
+# What a client does not offer: why, and what shows that this version does not. The row fails when it does.
+NO_WEBSOCKET = ("mosquitto's commands speak no WebSocket", speaks_no_websocket)
+NOT_OFFERED = {
+    ("mosquitto", "WebSocket"): NO_WEBSOCKET,
+    ("mosquitto", "WebSocket, node killed"): NO_WEBSOCKET,
+    ("mosquitto", "TLS, node killed"): (
+        "libmosquitto does not reconnect when TLS ends without goodbye: it ends itself", ends_when_tls_breaks),
 }
