@@ -265,7 +265,7 @@ fn by_groups(c: &mut Criterion) {
         let mut group = c.benchmark_group(of);
         for (shares, members) in shapes {
             let count = shares.max(members);
-            let (mut rig, _) = groups(shares, members, 100);
+            let (mut rig, _) = groups(shares, members, 1_024);
             group.bench_function(BenchmarkId::new("QoS 0", count), |b| {
                 b.iter(|| assert_eq!(matching(&rig, black_box(&t), &message), shares));
             });

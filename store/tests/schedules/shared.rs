@@ -531,6 +531,38 @@ fn a_qos_0_message_past_the_log_goes_to_one_connected_member() {
     assert!(got.iter().all(|to| [a, b].contains(to)));
     set_strategy(&mut rig, ShareStrategy::StickyTopic);
     assert_eq!(route(&rig), route(&rig));
+    set_strategy(&mut rig, ShareStrategy::Local);
+    let from_b = |rig: &Rig| {
+        let mut to = Vec::new();
+        rig.machine.match_qos0(Some(b.session), &message.topic, &message, &mut |_, d| to.push(d.to));
+        to[1]
+    };
+    assert_eq!([from_b(&rig), from_b(&rig)], [b, b], "who is near");
+    rig.batch(2, vec![Command::Close(close(b, 0))]);
+    assert_eq!(from_b(&rig), a, "or who there is");
+}
+
+/// A search that ends with the first who has all the room that there can be passes nobody over who is nearer.
+#[test]
+fn of_idle_members_the_next_in_turn_is_served_or_who_is_near() {
+    let mut rig = Rig::with_nodes(2);
+    let all: Vec<_> = (0..6).map(|n| member(&mut rig, 1 + n % 2, &n.to_string(), 1, 1024)).collect();
+    let served = |rig: &mut Rig, node| {
+        let happened = messages(rig, node, 1, &["m"]);
+        let at = all.iter().position(|s| !rig.queue(s.session).is_empty()).unwrap();
+        assert_eq!(happened.to(all[at].session).len(), 1);
+        let rows = rig.queue(all[at].session);
+        rig.one(1 + at as u64 % 2, settle(all[at], AckKind::Puback, &rows));
+        at
+    };
+    let in_turn: Vec<_> = (0..8).map(|_| served(&mut rig, 2)).collect();
+    assert_eq!(in_turn, [0, 1, 2, 3, 4, 5, 0, 1]);
+    set_strategy(&mut rig, ShareStrategy::Local);
+    let near: Vec<_> = (0..4).map(|_| served(&mut rig, 2)).collect();
+    assert_eq!(near, [3, 5, 1, 3], "on the node of the publisher");
+    rig.reopen();
+    assert_eq!([served(&mut rig, 1), served(&mut rig, 2)], [4, 5], "after a restart, too");
+    same_on_every_replica(&rig);
 }
 
 /// `$exclusive/f` is one session's until it unsubscribes or ends; not until it disconnects.

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use xxhash_rust::xxh3::Xxh3;
 
 use crate::command::ShareStrategy;
-use crate::ids::{Incarnation, NodeId, QoS, SessionId, ShareId};
+use crate::ids::{Incarnation, NodeId, Position, QoS, SessionId, ShareId};
 use crate::message::Message;
 use crate::rows::RowStore;
 use crate::rows::value::{Given, SubscriptionRow, shared_identifiers};
@@ -67,15 +67,21 @@ impl<S: RowStore> Machine<S> {
 
     /// The member that gets a message.
     pub(super) fn choose(&self, share: &Share, asked: &Asked<'_>) -> Option<SessionId> {
-        let candidates = self.candidates(share, asked);
+        let candidates = self.candidates(share.row.turn, share, asked);
         let most_room = |near_first: bool| {
-            let rank = |c: &Candidate| (near_first && asked.near == c.node, c.room);
-            let better = |best: Option<Candidate>, c: Candidate| match best {
+            let is_near = |c: &Candidate| near_first && asked.near == c.node;
+            let mut best: Option<Candidate> = None;
+            for c in candidates.clone().filter(|c| c.room > 0 || !asked.needs_room) {
                 // Of equals the one that comes first after the last.
-                Some(best) if rank(&best) >= rank(&c) => Some(best),
-                _ => Some(c),
-            };
-            candidates.clone().filter(|c| c.room > 0 || !asked.needs_room).fold(None, better).map(|c| c.session)
+                if best.is_none_or(|best| (is_near(&c), c.room) > (is_near(&best), best.room)) {
+                    best = Some(c);
+                    // None can be better: with members that are idle a group costs no more for being large.
+                    if c.room >= SHARED_INFLIGHT_MAX && (is_near(&c) || !near_first) {
+                        break;
+                    }
+                }
+            }
+            best.map(|c| c.session)
         };
         match share.strategy {
             ShareStrategy::MostRoom => most_room(false),
@@ -91,14 +97,15 @@ impl<S: RowStore> Machine<S> {
         }
     }
 
-    /// Connected members in turn, from the one after the last on.
+    /// Connected members in turn, from the one after `last` on.
     fn candidates<'a>(
         &'a self,
+        last: SessionId,
         share: &'a Share,
         asked: &'a Asked<'_>,
     ) -> impl Iterator<Item = Candidate> + Clone + 'a {
-        let later = share.members.range((Bound::Excluded(share.row.turn), Bound::Unbounded));
-        let in_turn = later.chain(share.members.range(..=share.row.turn));
+        let later = share.members.range((Bound::Excluded(last), Bound::Unbounded));
+        let in_turn = later.chain(share.members.range(..=last));
         in_turn.filter_map(|(id, _)| {
             let (session, owner) = self.connected(*id)?;
             let room = Self::share_room(session, (asked.taken)(*id));
@@ -169,13 +176,13 @@ impl<S: RowStore> Machine<S> {
         let to = match share_row.strategy {
             ShareStrategy::StickyTopic => self.choose(share_row, &asked)?,
             strategy => {
-                let near_first = strategy == ShareStrategy::Local;
+                let last = SessionId(Position::from_u64(share_row.qos0_turn.load(Ordering::Relaxed)));
+                let in_turn = || self.candidates(last, share_row, &asked);
                 let is_near = |c: &Candidate| c.node.is_some() && c.node == near;
-                let some_are_near = near_first && self.candidates(share_row, &asked).any(|c| is_near(&c));
-                let all = self.candidates(share_row, &asked).filter(|c| !some_are_near || is_near(c));
-                let count = all.clone().count() as u64;
-                let turn = self.shares.qos0_turn.fetch_add(1, Ordering::Relaxed);
-                all.clone().nth(usize::try_from(turn.checked_rem(count)?).ok()?)?.session
+                let first_near = if strategy == ShareStrategy::Local { in_turn().find(is_near) } else { None };
+                let next = first_near.or_else(|| in_turn().next())?.session;
+                share_row.qos0_turn.store(next.0.as_u64(), Ordering::Relaxed);
+                next
             }
         };
         let given = Given { share, qos: QoS::AtMostOnce, retain: false };

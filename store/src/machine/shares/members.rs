@@ -51,7 +51,7 @@ impl<S: RowStore> Machine<S> {
             let membership = session.membership();
             membership.shares.insert(share);
             if do_wait {
-                membership.waiting.insert(share);
+                membership.note_waiting(share, true);
                 self.shares.roomy.insert(id);
             }
         }
@@ -81,7 +81,7 @@ impl<S: RowStore> Machine<S> {
         if let Some(session) = self.sessions.get_mut(id) {
             let membership = session.membership();
             membership.shares.remove(&share);
-            membership.waiting.remove(&share);
+            membership.note_waiting(share, false);
             session.forget_empty_membership();
         }
         if is_empty && let Some(group) = self.shares.by_id.remove(&share) {

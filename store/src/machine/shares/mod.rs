@@ -15,7 +15,6 @@ mod pump;
 mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::ops::Bound;
 use std::sync::atomic::AtomicU64;
 
 use crate::command::ShareStrategy;
@@ -52,6 +51,8 @@ pub(super) struct Share {
     strategy: ShareStrategy,
     members: BTreeMap<SessionId, SubscriptionRow>,
     front: Front,
+    /// Who was served last with QoS 0 past the log, a session's position; of this node alone.
+    qos0_turn: AtomicU64,
     /// The first search for expired messages that can find one, when the last found none and nothing has changed.
     no_room_before: Option<crate::ids::ClusterTime>,
 }
@@ -61,8 +62,9 @@ pub(super) struct Share {
 pub(super) struct Membership {
     /// Of which it is a member.
     pub(super) shares: BTreeSet<ShareId>,
-    /// Those of them in which messages wait.
-    waiting: BTreeSet<ShareId>,
+    /// Those of them in which messages wait, in order. It keeps its memory: a group at its limit begins to wait and
+    /// ceases with every message, for all its members.
+    waiting: Vec<ShareId>,
     /// Unsettled rows that groups gave.
     pub(super) rows: BTreeSet<QueueSeq>,
 }
@@ -74,8 +76,19 @@ impl Membership {
 
     /// The group whose turn it is after `turn`.
     fn next_waiting(&self, turn: ShareId) -> Option<ShareId> {
-        let later = self.waiting.range((Bound::Excluded(turn), Bound::Unbounded));
-        later.chain(&self.waiting).next().copied()
+        let later = self.waiting.partition_point(|share| *share <= turn);
+        self.waiting.get(later).or(self.waiting.first()).copied()
+    }
+
+    /// Messages wait in `share`, or none any more.
+    fn note_waiting(&mut self, share: ShareId, do_wait: bool) {
+        match self.waiting.binary_search(&share) {
+            Err(at) if do_wait => self.waiting.insert(at, share),
+            Ok(at) if !do_wait => {
+                self.waiting.remove(at);
+            }
+            Ok(_) | Err(_) => {}
+        }
     }
 }
 
@@ -90,8 +103,6 @@ pub(super) struct Shares {
     dirty: BTreeSet<ShareId>,
     /// Every connected session that has room and is a member of a group in which messages wait is among these.
     roomy: BTreeSet<SessionId>,
-    /// Whose turn it is for QoS 0 past the log; not replicated.
-    qos0_turn: AtomicU64,
 }
 
 impl Shares {
@@ -125,8 +136,9 @@ impl Shares {
         trie.insert(&filter, Subscriber::Share(id), SubscriptionRow::OF_A_SHARE);
         let front = Front::new(row.rows > 0);
         self.by_filter.insert(whole, id);
-        let members = BTreeMap::new();
-        self.by_id.insert(id, Share { row, name, filter, strategy, members, front, no_room_before: None });
+        let (members, qos0_turn) = (BTreeMap::new(), AtomicU64::new(0));
+        let share = Share { row, name, filter, strategy, members, front, qos0_turn, no_room_before: None };
+        self.by_id.insert(id, share);
         true
     }
 
@@ -142,7 +154,7 @@ impl Shares {
         for (id, share) in self.by_id.iter().filter(|(_, share)| share.row.rows > 0) {
             for member in share.members.keys() {
                 if let Some(session) = sessions.get_mut(*member) {
-                    session.membership().waiting.insert(*id);
+                    session.membership().note_waiting(*id, true);
                     self.roomy.insert(*member);
                 }
             }

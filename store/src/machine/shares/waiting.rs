@@ -93,18 +93,15 @@ impl<S: RowStore> Machine<S> {
         }
     }
 
-    /// Tells all members that messages wait in a group, or none any more.
+    /// Tells all members that messages wait in a group, or none any more. Who has no room now comes to be looked at
+    /// when that changes ([`super::Shares::note_room`]).
     fn note_waiting(&mut self, id: ShareId, do_wait: bool) {
         let Some(share) = self.shares.by_id.get(&id) else { return };
         for member in share.members.keys() {
             let Some(session) = self.sessions.get_mut(*member) else { continue };
-            if do_wait {
-                session.membership().waiting.insert(id);
-                if session.row.owner.is_some() {
-                    self.shares.roomy.insert(*member);
-                }
-            } else {
-                session.membership().waiting.remove(&id);
+            session.membership().note_waiting(id, do_wait);
+            if do_wait && session.row.owner.is_some() && Self::share_room(session, 0) > 0 {
+                self.shares.roomy.insert(*member);
             }
         }
     }
