@@ -317,11 +317,20 @@ fn the_last_clone_may_go_in_a_waiter() {
             held.recv().unwrap();
             drop(clone);
             tx.send(result.is_ok()).unwrap();
+            // Goes with the thread, after the database: a process that ends while it is being closed pulls
+            // RocksDB's own statics away from under it.
+            UNTIL_THREAD_ENDS.set(Some(tx));
         }),
     );
     drop(log);
     release.send(()).unwrap();
     assert!(rx.recv().unwrap());
+    assert!(rx.recv().is_err(), "the writer's thread said something after its end");
+    drop(open(dir.path()));
+}
+
+std::thread_local! {
+    static UNTIL_THREAD_ENDS: std::cell::Cell<Option<mpsc::Sender<bool>>> = const { std::cell::Cell::new(None) };
 }
 
 #[test]
