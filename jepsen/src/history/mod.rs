@@ -4,6 +4,8 @@
 //! payload, so nothing here depends on what the broker calls it.
 
 pub mod event;
+#[cfg(feature = "faults")]
+pub mod record;
 
 use std::fmt;
 
