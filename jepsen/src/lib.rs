@@ -6,7 +6,22 @@
 //! The deterministic simulator of DESIGN is not here yet.
 
 pub mod check;
+#[cfg(feature = "faults")]
+pub mod cli;
+#[cfg(feature = "faults")]
+mod client;
 pub mod conformance;
+#[cfg(feature = "faults")]
+pub mod disk;
 pub mod harness;
 pub mod history;
+#[cfg(feature = "faults")]
+pub mod judge;
+#[cfg(feature = "faults")]
+mod nemesis;
+pub mod rng;
+#[cfg(feature = "faults")]
+pub mod run;
 pub mod wire;
+#[cfg(feature = "faults")]
+mod workload;

@@ -12,8 +12,7 @@ use quorate_store::rows::{RocksRows, RowBatch, RowRead, RowStore, RowsOptions};
 use quorate_store::snapshot::{
     Incoming, RowsDir, Snapshot, SnapshotDir, SnapshotError, SnapshotId, SnapshotMeta, SnapshotOptions, manifest,
 };
-use support::disk::Cut;
-use support::fault_fs::FaultDisk;
+use support::fault_fs::{Cut, FaultDisk};
 
 const META_KEY: &[u8] = b"\xFFtest-meta";
 

@@ -6,8 +6,7 @@ mod support;
 use std::fs::{self, File};
 use std::io::Write;
 
-use support::disk::Cut;
-use support::fault_fs::FaultDisk;
+use support::fault_fs::{Cut, FaultDisk};
 
 #[test]
 fn bytes_and_names_are_kept_exactly_when_each_was_synced() {

@@ -15,8 +15,7 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use quorate_store::log::{LogOptions, OnFatal, RocksLog, SkipSync};
-use support::disk::Cut;
-use support::fault_fs::FaultDisk;
+use support::fault_fs::{Cut, FaultDisk};
 use support::log_options;
 use support::model::{Change, Model, Step, tell};
 

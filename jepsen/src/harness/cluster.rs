@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    Addresses, ClusterView, DigestView, HarnessError, Link, Network, NodeProcess, Start, free_ports, http, wait_for,
+    Addresses, ClusterView, DigestView, Dropped, HarnessError, Link, Network, NodeProcess, Start, free_ports, http, wait_for,
 };
 
 /// Longest time for a node to come up, join and be promoted, on a busy machine.
@@ -27,6 +27,17 @@ pub struct ClusterOptions {
     pub machines: bool,
 }
 
+type Preparing = dyn FnMut(&mut NodeProcess) -> Result<(), HarnessError> + Send;
+
+/// Prepares a new node's place before it starts for the first time: its disk, its environment.
+pub struct Prepare(pub Box<Preparing>);
+
+impl std::fmt::Debug for Prepare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Prepare")
+    }
+}
+
 /// A running cluster. Its processes end when it is dropped.
 #[derive(Debug)]
 pub struct Cluster {
@@ -34,6 +45,7 @@ pub struct Cluster {
     pub nodes: Vec<NodeProcess>,
     options: ClusterOptions,
     named: usize,
+    prepare: Option<Prepare>,
     /// Goes after the nodes in it.
     network: Option<Network>,
 }
@@ -44,8 +56,16 @@ impl Cluster {
     /// # Errors
     /// When they do not get there; the error shows the end of their logs.
     pub fn start(options: ClusterOptions) -> Result<Self, HarnessError> {
+        Self::start_prepared(options, None)
+    }
+
+    /// As [`Self::start`], with places that are prepared.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn start_prepared(options: ClusterOptions, prepare: Option<Prepare>) -> Result<Self, HarnessError> {
         let network = options.machines.then(Network::new).transpose()?;
-        let mut cluster = Self { nodes: Vec::new(), options, named: 0, network };
+        let mut cluster = Self { nodes: Vec::new(), options, named: 0, prepare, network };
         let wanted = cluster.options.nodes;
         for _ in 0..wanted {
             cluster.add_node()?;
@@ -103,6 +123,9 @@ impl Cluster {
             node.namespace = Some(machine.namespace);
             node.env.push(("QUORATE_ALLOW_ANONYMOUS".into(), "true".into()));
         }
+        if let Some(Prepare(prepare)) = &mut self.prepare {
+            prepare(&mut node)?;
+        }
         node.start(how)?;
         self.nodes.push(node);
         Ok(self.nodes.len() - 1)
@@ -144,6 +167,23 @@ impl Cluster {
     /// When its nodes have no machines of their own.
     pub fn heal(&self, place: usize, link: Link) -> Result<(), HarnessError> {
         self.network()?.heal(place, link)
+    }
+
+    /// A node drops this of what comes in, until [`Self::keep`]: see [`Network::drop_at`].
+    ///
+    /// # Errors
+    /// When its nodes have no machines of their own, or there is no `nft`.
+    pub fn drop_at(&mut self, owner: u32, place: usize, drops: Vec<Dropped>) -> Result<(), HarnessError> {
+        let none = || HarnessError::Answer { what: "links of nodes".into(), answer: "they are on loopback".into() };
+        self.network.as_mut().ok_or_else(none)?.drop_at(owner, place, drops)
+    }
+
+    /// Ends all drops that `owner` asked for.
+    ///
+    /// # Errors
+    /// When `nft` fails.
+    pub fn keep(&mut self, owner: u32) -> Result<(), HarnessError> {
+        self.network.as_mut().map_or(Ok(()), |network| network.keep(owner))
     }
 
     fn network(&self) -> Result<&Network, HarnessError> {

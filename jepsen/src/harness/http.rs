@@ -31,14 +31,34 @@ pub fn get(to: SocketAddr, path: &str) -> Result<Answer, HarnessError> {
 /// # Errors
 /// When nothing that is HTTP comes back in time.
 pub fn request(to: SocketAddr, method: &str, path: &str, json: Option<&str>) -> Result<Answer, HarnessError> {
+    request_within(to, method, path, json, ANSWER_MAX)
+}
+
+/// As [`request`], of a broker that may be cut off, frozen or slow.
+///
+/// # Errors
+/// When nothing that is HTTP comes back within `bound` (of connecting, and of each read).
+pub fn request_within(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    json: Option<&str>,
+    bound: Duration,
+) -> Result<Answer, HarnessError> {
     let what = format!("{method} http://{to}{path}");
-    let raw = exchange(to, method, path, json).map_err(HarnessError::io(what.clone()))?;
+    let raw = exchange(to, method, path, json, bound).map_err(HarnessError::io(what.clone()))?;
     parse(&raw).ok_or_else(|| HarnessError::Answer { what, answer: String::from_utf8_lossy(&raw).into_owned() })
 }
 
-fn exchange(to: SocketAddr, method: &str, path: &str, json: Option<&str>) -> std::io::Result<Vec<u8>> {
-    let mut stream = TcpStream::connect_timeout(&to, ANSWER_MAX)?;
-    stream.set_read_timeout(Some(ANSWER_MAX))?;
+fn exchange(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    json: Option<&str>,
+    bound: Duration,
+) -> std::io::Result<Vec<u8>> {
+    let mut stream = TcpStream::connect_timeout(&to, bound)?;
+    stream.set_read_timeout(Some(bound))?;
     let body = json.unwrap_or_default();
     let kind = if json.is_some() { "Content-Type: application/json\r\n" } else { "" };
     write!(

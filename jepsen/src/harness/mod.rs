@@ -17,8 +17,8 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
-pub use cluster::{Cluster, ClusterOptions};
-pub use network::{Link, Machine, Network};
+pub use cluster::{Cluster, ClusterOptions, Prepare};
+pub use network::{Dropped, Link, Machine, Network};
 pub use node::{Addresses, NodeProcess, Start};
 pub use relay::Relay;
 pub use view::{AlarmView, ClusterView, DigestView, NodeView};

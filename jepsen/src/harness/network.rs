@@ -4,8 +4,10 @@
 //! its bridge: both ends look well and nothing arrives, as when a switch dies. That is what no signal to a process can
 //! show: the node goes on and may do harm, and its peers hear neither a reset nor a refusal. Needs Linux, `ip` and root.
 
+use std::collections::BTreeMap;
+use std::io::Write as _;
 use std::net::Ipv4Addr;
-use std::process::Command;
+use std::process::{Command, Output, Stdio};
 
 use super::HarnessError;
 
@@ -32,6 +34,17 @@ pub struct Network {
     tag: String,
     net: u8,
     machines: usize,
+    /// What machines drop of what comes in, by who asked for it.
+    drops: BTreeMap<(u32, usize), Vec<Dropped>>,
+}
+
+/// What a machine drops of what comes in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dropped {
+    /// Everything from this machine's address on the link to peers.
+    From(usize),
+    /// So many of a hundred packets on this link.
+    Some(Link, u8),
 }
 
 /// One machine.
@@ -64,7 +77,7 @@ impl Network {
     pub fn new() -> Result<Self, HarnessError> {
         let pid = std::process::id();
         let [.., net] = pid.to_be_bytes();
-        let network = Self { tag: format!("q{pid}"), net, machines: 0 };
+        let network = Self { tag: format!("q{pid}"), net, machines: 0, drops: BTreeMap::new() };
         for link in [Link::Peers, Link::Clients] {
             let bridge = network.bridge(link);
             ip(&format!("link add {bridge} type bridge"))?;
@@ -85,7 +98,7 @@ impl Network {
             let answer = format!("there are {MACHINES_MAX} already");
             return Err(HarnessError::Answer { what: "adding a machine".into(), answer });
         };
-        let address = |last| Ipv4Addr::from([NET[0], NET[1], self.net, last]);
+        let address = |last| self.address(last);
         let machine = Machine {
             namespace: self.namespace(self.machines),
             peers: address(number),
@@ -95,9 +108,8 @@ impl Network {
         ip(&format!("netns add {namespace}"))?;
         self.machines += 1;
         ip(&format!("-n {namespace} link set lo up"))?;
-        for (link, inside, address) in
-            [(Link::Peers, "peers", machine.peers), (Link::Clients, "clients", machine.clients)]
-        {
+        for (link, address) in [(Link::Peers, machine.peers), (Link::Clients, machine.clients)] {
+            let inside = inside(link);
             let end = self.end(self.machines - 1, link);
             ip(&format!("link add {end} type veth peer name {inside} netns {namespace}"))?;
             ip(&format!("-n {namespace} addr add {address}/25 dev {inside}"))?;
@@ -124,6 +136,75 @@ impl Network {
         ip(&format!("link set {} master {}", self.end(place, link), self.bridge(link)))
     }
 
+    /// From now on a machine drops this of what comes in, beside what others asked for, until [`Self::keep`]. Needs
+    /// `nft`.
+    ///
+    /// # Errors
+    /// When there is no such machine, or no `nft`.
+    pub fn drop_at(&mut self, owner: u32, place: usize, drops: Vec<Dropped>) -> Result<(), HarnessError> {
+        self.drops.insert((owner, place), drops);
+        self.apply_drops(place)
+    }
+
+    /// Ends everything that `owner` asked for.
+    ///
+    /// # Errors
+    /// When `nft` fails.
+    pub fn keep(&mut self, owner: u32) -> Result<(), HarnessError> {
+        let places: Vec<usize> = self.drops.keys().filter(|(o, _)| *o == owner).map(|(_, place)| *place).collect();
+        self.drops.retain(|(o, _), _| *o != owner);
+        places.into_iter().try_for_each(|place| self.apply_drops(place))
+    }
+
+    /// The machine's rules become those that stand in `drops`, all at once.
+    fn apply_drops(&self, place: usize) -> Result<(), HarnessError> {
+        let namespace = format!("--net=/run/netns/{}", self.namespace(place));
+        let what = "nft -f - (is nftables installed?)";
+        let run = || -> std::io::Result<Output> {
+            let mut nft = Command::new("nsenter")
+                .args([&namespace, "--", "nft", "-f", "-"])
+                .stdin(Stdio::piped())
+                .stdout(Stdio::null())
+                .stderr(Stdio::piped())
+                .spawn()?;
+            if let Some(mut stdin) = nft.stdin.take() {
+                stdin.write_all(self.rules(place).as_bytes())?;
+            }
+            nft.wait_with_output()
+        };
+        let output = run().map_err(HarnessError::io(what))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let answer = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+        Err(HarnessError::Answer { what: what.into(), answer })
+    }
+
+    fn rules(&self, place: usize) -> String {
+        let mut rules = String::from(
+            "table inet harness {}\ndelete table inet harness\ntable inet harness {\nchain input {\n\
+             type filter hook input priority 0; policy accept;\n",
+        );
+        for drop in self.drops.iter().filter(|((_, at), _)| *at == place).flat_map(|(_, drops)| drops) {
+            let rule = match drop {
+                Dropped::From(other) => {
+                    let other = u8::try_from(other + 1).unwrap_or(u8::MAX);
+                    format!("ip saddr {} drop\n", self.address(other))
+                }
+                Dropped::Some(link, percent) => {
+                    format!("iifname {} numgen random mod 100 < {percent} drop\n", inside(*link))
+                }
+            };
+            rules.push_str(&rule);
+        }
+        rules.push_str("}\n}\n");
+        rules
+    }
+
+    const fn address(&self, last: u8) -> Ipv4Addr {
+        Ipv4Addr::new(NET[0], NET[1], self.net, last)
+    }
+
     fn bridge(&self, link: Link) -> String {
         format!("{}b{}", self.tag, letter(link))
     }
@@ -142,6 +223,14 @@ const fn letter(link: Link) -> char {
     match link {
         Link::Peers => 'p',
         Link::Clients => 'c',
+    }
+}
+
+/// Name of a link's end in its machine.
+const fn inside(link: Link) -> &'static str {
+    match link {
+        Link::Peers => "peers",
+        Link::Clients => "clients",
     }
 }
 

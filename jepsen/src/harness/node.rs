@@ -89,10 +89,11 @@ impl NodeProcess {
         let opening = format!("opening {}", self.log.display());
         let log = OpenOptions::new().create(true).append(true).open(&self.log).map_err(HarnessError::io(opening))?;
         let mut command = match &self.namespace {
-            // It becomes the broker: the process id is the broker's.
+            // It becomes the broker: the process id is the broker's. Not `ip netns exec`, which gives it a copy of all
+            // mounts as well: a disk that is unmounted here would live on there.
             Some(namespace) => {
-                let mut command = Command::new("ip");
-                command.args(["netns", "exec", namespace]).arg(&self.binary);
+                let mut command = Command::new("nsenter");
+                command.arg(format!("--net=/run/netns/{namespace}")).arg("--").arg(&self.binary);
                 command
             }
             None => Command::new(&self.binary),

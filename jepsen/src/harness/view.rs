@@ -1,10 +1,14 @@
 //! What the REST API says about a cluster, as far as the harness reads it.
 
 use std::net::SocketAddr;
+use std::time::Duration;
 
 use serde::Deserialize;
 
 use super::{HarnessError, http};
+
+/// How long a node that is well may take.
+const ANSWER_MAX: Duration = Duration::from_secs(10);
 
 /// `GET /api/v1/cluster`.
 #[derive(Clone, Debug, Deserialize)]
@@ -54,7 +58,15 @@ impl ClusterView {
     /// # Errors
     /// When it does not answer, or something else.
     pub fn of(admin: SocketAddr) -> Result<Self, HarnessError> {
-        read(admin, "/api/v1/cluster")
+        Self::within(admin, ANSWER_MAX)
+    }
+
+    /// Asks one node that may be cut off, frozen or slow.
+    ///
+    /// # Errors
+    /// When it does not answer within `bound`, or something else.
+    pub fn within(admin: SocketAddr, bound: Duration) -> Result<Self, HarnessError> {
+        read(admin, "/api/v1/cluster", bound)
     }
 
     /// A member by name.
@@ -91,12 +103,12 @@ impl DigestView {
     /// # Errors
     /// When it does not answer, or something else.
     pub fn of(admin: SocketAddr) -> Result<Self, HarnessError> {
-        read(admin, "/api/v1/cluster/digest")
+        read(admin, "/api/v1/cluster/digest", ANSWER_MAX)
     }
 }
 
-fn read<T: for<'a> Deserialize<'a>>(admin: SocketAddr, path: &str) -> Result<T, HarnessError> {
-    let answer = http::get(admin, path)?;
+fn read<T: for<'a> Deserialize<'a>>(admin: SocketAddr, path: &str, bound: Duration) -> Result<T, HarnessError> {
+    let answer = http::request_within(admin, "GET", path, None, bound)?;
     let refused = || HarnessError::Answer {
         what: format!("GET http://{admin}{path}"),
         answer: format!("{} {}", answer.status, answer.body),

@@ -60,7 +60,7 @@ impl Model {
                 let records = (first..first + count).map(|index| {
                     let mut body = format!("record {index}, write {}: ", self.writes).into_bytes();
                     while body.len() < *bytes {
-                        body.extend_from_slice(&rng.next().to_le_bytes());
+                        body.extend_from_slice(&rng.draw().to_le_bytes());
                     }
                     LogRecord { index, bytes: body.into() }
                 });
