@@ -1,0 +1,116 @@
+//! The command line of the fault harness. Exit status: 0 all promises kept, 1 one broken, 2 no verdict.
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use clap::{Args, Subcommand};
+
+use crate::run::{self, Options, Outcome};
+use crate::{disk, judge};
+
+/// A run has so many rounds of faults at least, however short it is.
+const ROUNDS_MIN: u64 = 4;
+/// A round that is shorter than this shows nothing.
+const ROUND_S_MIN: u64 = 5;
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Faults {
+    /// Real nodes under a workload and faults. Exit status: 0 all promises kept, 1 one broken, 2 no verdict.
+    Run(Run),
+    /// Show workloads and nemeses, and what can be installed here
+    List,
+    /// Judge a history that was written down before
+    Check {
+        /// `history.jsonl` of a run
+        file: PathBuf,
+    },
+    /// Serve a disk that forgets what was not synced, as told over a socket
+    #[command(hide = true)]
+    Disk {
+        /// The socket
+        control: PathBuf,
+        /// Where it is mounted
+        mountpoint: PathBuf,
+    },
+}
+
+/// A run.
+#[derive(Debug, Args)]
+pub struct Run {
+    /// Workloads, with commas between
+    #[arg(long, default_value = "queue")]
+    workload: String,
+    /// Nemeses, with commas between; `a+b` is a pair; `none`; `all`
+    #[arg(long, default_value = "kill")]
+    nemesis: String,
+    /// Seconds of load under faults; setup and drain come on top
+    #[arg(long, default_value_t = 60)]
+    time: u64,
+    /// Where all choices come from
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// Nodes of the cluster
+    #[arg(long, default_value_t = 3)]
+    nodes: usize,
+    /// Shortest and longest round of faults, in seconds; a quarter of the time at most
+    #[arg(long, num_args = 2, default_values_t = [20, 30])]
+    round: Vec<u64>,
+    /// Folder for the history, the logs and the verdict
+    #[arg(long)]
+    out: PathBuf,
+    /// The broker; by default the one beside this program
+    #[arg(long, env = "JEPSEN_BROKER")]
+    broker: Option<PathBuf>,
+}
+
+impl Faults {
+    /// Does it.
+    #[must_use]
+    pub fn perform(self) -> ExitCode {
+        let ended = match self {
+            Self::Run(arguments) => start(&arguments),
+            Self::List => {
+                print!("{}", run::list());
+                Ok(ExitCode::SUCCESS)
+            }
+            Self::Check { file } => judge::judge_file(&file).map(|judgement| {
+                println!("{judgement}");
+                if judgement.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+            }),
+            Self::Disk { control, mountpoint } => disk::serve(&control, &mountpoint).map(|()| ExitCode::SUCCESS),
+        };
+        ended.unwrap_or_else(|e| {
+            eprintln!("quorate-faults: {e}");
+            ExitCode::from(2)
+        })
+    }
+}
+
+fn start(arguments: &Run) -> std::io::Result<ExitCode> {
+    let this = std::env::current_exe()?;
+    let broker = arguments.broker.clone().unwrap_or_else(|| this.with_file_name("quorate"));
+    let round = |seconds: Option<&u64>| {
+        let most = (arguments.time / ROUNDS_MIN).max(ROUND_S_MIN);
+        Duration::from_secs(seconds.copied().unwrap_or(most).min(most))
+    };
+    let (from, to) = (round(arguments.round.first()), round(arguments.round.get(1)));
+    let options = Options {
+        broker,
+        workload: arguments.workload.clone(),
+        nemesis: arguments.nemesis.clone(),
+        time: Duration::from_secs(arguments.time),
+        round: (from, to.max(from)),
+        seed: arguments.seed,
+        nodes: arguments.nodes,
+        out: std::path::absolute(&arguments.out)?,
+        disk_server: this,
+        command: std::env::args().collect::<Vec<_>>().join(" "),
+    };
+    Ok(match run::run(&options)? {
+        Outcome::Pass => ExitCode::SUCCESS,
+        Outcome::Violation => ExitCode::FAILURE,
+        Outcome::Unknown => ExitCode::from(2),
+    })
+}
