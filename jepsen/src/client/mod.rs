@@ -7,6 +7,8 @@
 mod conn;
 mod receive;
 mod session;
+#[cfg(test)]
+mod tests;
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -90,6 +92,8 @@ pub(crate) struct Client {
     pub(crate) will: Option<event::Will>,
     /// When the last delivery came.
     pub(crate) delivered_at: Option<Instant>,
+    /// How many have come.
+    pub(crate) delivered: u64,
     name: String,
     recorder: Recorder,
     directory: Directory,
@@ -118,6 +122,7 @@ impl Client {
             manner,
             will: None,
             delivered_at: None,
+            delivered: 0,
             name: format!("jepsen-{id}"),
             recorder,
             directory,

@@ -34,10 +34,11 @@ impl Client {
     /// One look at the connection, its answers and its limits.
     pub(super) fn look(&mut self, bound: Duration) {
         self.watch_ghosts();
-        let Some(conn) = self.conn.as_mut() else { return };
-        let mut read = conn.read(bound);
+        // Never one more than is handled: a packet that was read and thrown away looks like a loss of the broker's.
+        let mut wait = bound;
         for _ in 0..ROUND_MAX {
-            match read {
+            let Some(conn) = self.conn.as_mut() else { return };
+            match conn.read(wait) {
                 Ok(Some(arrived)) => self.arrived(arrived),
                 Ok(None) => break,
                 Err(Over::Lost) => return self.ended(Closing::Lost),
@@ -46,8 +47,7 @@ impl Client {
                     return self.ended(Closing::Broken);
                 }
             }
-            let Some(conn) = self.conn.as_mut() else { return };
-            read = conn.read(Duration::ZERO);
+            wait = Duration::ZERO;
         }
         self.settle();
         self.keep_alive();
@@ -88,6 +88,7 @@ impl Client {
             position,
         }));
         self.delivered_at = Some(Instant::now());
+        self.delivered += 1;
         if let Some((topic, wanted)) = &mut self.wanted
             && publish.retain
             && *topic == publish.topic
