@@ -67,8 +67,8 @@ impl fmt::Display for Judgement {
 pub fn judge_file(path: &Path) -> io::Result<Judgement> {
     let mut events = Vec::new();
     for (number, line) in (1..).zip(BufReader::new(File::open(path)?).lines()) {
-        let event = serde_json::from_str(&line?)
-            .map_err(|e| io::Error::other(format!("{}:{number}: {e}", path.display())))?;
+        let event =
+            serde_json::from_str(&line?).map_err(|e| io::Error::other(format!("{}:{number}: {e}", path.display())))?;
         events.push(event);
     }
     Ok(judge(&events))

@@ -401,15 +401,7 @@ impl Client {
         self.asked = Some(Asked { packet_id, op: None, is_subscribe: true, code: None });
         self.wanted = Some((topic.to_owned(), None));
         let is_subscribed = self.send(&bytes) && self.wait_answer().is_some_and(|code| code < 0x80);
-        let end = Instant::now() + self.manner.answer_max;
-        let mut found = None;
-        while is_subscribed {
-            found = self.wanted.as_ref().and_then(|(_, message)| *message);
-            if found.is_some() || !self.is_connected() || Instant::now() >= end {
-                break;
-            }
-            self.look(Duration::from_millis(20));
-        }
+        let found = if is_subscribed { self.wait_wanted() } else { None };
         let is_silent = is_subscribed && self.is_connected() && is_quiet;
         self.wanted = None;
         self.record(match found {
@@ -424,6 +416,18 @@ impl Client {
             if self.send(&bytes) {
                 self.wait_answer();
             }
+        }
+    }
+
+    /// Reads until the wanted retained message is there.
+    fn wait_wanted(&mut self) -> Option<MessageName> {
+        let end = Instant::now() + self.manner.answer_max;
+        loop {
+            let found = self.wanted.as_ref().and_then(|(_, message)| *message);
+            if found.is_some() || !self.is_connected() || Instant::now() >= end {
+                return found;
+            }
+            self.look(Duration::from_millis(20));
         }
     }
 

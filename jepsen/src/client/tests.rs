@@ -43,7 +43,11 @@ fn publish(seq: u64, id: u16, qos: u8) -> Vec<u8> {
     let mut bytes = Vec::new();
     let payload = MessageName { publisher: 9, seq }.payload("");
     let (topic, properties) = ("t".to_owned(), Vec::new());
-    encode::publish(&mut bytes, Version::V5, &Publish { dup: false, qos, retain: false, topic, id, properties, payload });
+    encode::publish(
+        &mut bytes,
+        Version::V5,
+        &Publish { dup: false, qos, retain: false, topic, id, properties, payload },
+    );
     bytes
 }
 

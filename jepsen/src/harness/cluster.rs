@@ -4,7 +4,8 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::{
-    Addresses, ClusterView, DigestView, Dropped, HarnessError, Link, Network, NodeProcess, Start, free_ports, http, wait_for,
+    Addresses, ClusterView, DigestView, Dropped, HarnessError, Link, Network, NodeProcess, Start, free_ports, http,
+    wait_for,
 };
 
 /// Longest time for a node to come up, join and be promoted, on a busy machine.

@@ -50,13 +50,7 @@ pub fn request_within(
     parse(&raw).ok_or_else(|| HarnessError::Answer { what, answer: String::from_utf8_lossy(&raw).into_owned() })
 }
 
-fn exchange(
-    to: SocketAddr,
-    method: &str,
-    path: &str,
-    json: Option<&str>,
-    bound: Duration,
-) -> std::io::Result<Vec<u8>> {
+fn exchange(to: SocketAddr, method: &str, path: &str, json: Option<&str>, bound: Duration) -> std::io::Result<Vec<u8>> {
     let mut stream = TcpStream::connect_timeout(&to, bound)?;
     stream.set_read_timeout(Some(bound))?;
     let body = json.unwrap_or_default();

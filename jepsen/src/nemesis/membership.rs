@@ -6,7 +6,12 @@ use crate::harness::HarnessError;
 
 macro_rules! change {
     ($name:literal, $about:literal, $change:expr) => {
-        Kind { name: $name, about: $about, need: Need::Whole, make: || Box::new(Change { change: $change, added: false }) }
+        Kind {
+            name: $name,
+            about: $about,
+            need: Need::Whole,
+            make: || Box::new(Change { change: $change, added: false }),
+        }
     };
 }
 

@@ -230,11 +230,8 @@ mod tests {
     #[test]
     fn a_cut_is_a_cut_both_ways() {
         let drops = between(&across(&[0], &[1, 2]));
-        let want = [
-            (0, vec![Dropped::From(1), Dropped::From(2)]),
-            (1, vec![Dropped::From(0)]),
-            (2, vec![Dropped::From(0)]),
-        ];
+        let want =
+            [(0, vec![Dropped::From(1), Dropped::From(2)]), (1, vec![Dropped::From(0)]), (2, vec![Dropped::From(0)])];
         assert_eq!(drops, want);
     }
 }

@@ -34,7 +34,11 @@ fn netem() -> Result<(), String> {
     let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
     let module = Path::new("/lib/modules").join(release.trim()).join("kernel/net/sched/sch_netem.ko");
     let is_there = module.exists() || Path::new("/sys/module/sch_netem").exists();
-    if is_there { Ok(()) } else { Err("this kernel seems to have no netem; it is tried, and said when it fails".into()) }
+    if is_there {
+        Ok(())
+    } else {
+        Err("this kernel seems to have no netem; it is tried, and said when it fails".into())
+    }
 }
 
 /// Workloads, nemeses, and what of them can be installed here, or why not.

@@ -15,7 +15,8 @@ fn parts(group: u32) -> Vec<Part> {
     // Answers are held back often, so that connections break between PUBREC and PUBCOMP too.
     let slow = || Manner { hold_percent: 40, receive_maximum: 16, ..Manner::default() };
     let v4 = || Manner { version: Version::V4, hold_percent: 40, ..Manner::default() };
-    let publisher = |topic: &str| Publisher { breaks_permille: 20, ..Publisher::new(format!("once{group}/{topic}"), 2) };
+    let publisher =
+        |topic: &str| Publisher { breaks_permille: 20, ..Publisher::new(format!("once{group}/{topic}"), 2) };
     let subscriber = || Subscriber { breaks_permille: 40, ..Subscriber::new(format!("once{group}/#"), 2) };
     vec![
         Part::new(slow(), subscriber()),
