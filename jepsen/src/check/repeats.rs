@@ -1,80 +1,261 @@
-//! Guarantee 4: a QoS 1 message is repeated only for a reason that can be named.
+//! Guarantee 4, QoS 1 at least once and at most once more for each broken connection; and what DUP and packet
+//! identifiers mean at QoS 1 and 2.
 //!
-//! - A delivery with DUP=0 is a message of its own: there are no more of them than the publisher sent it.
-//! - A delivery with DUP=1 has the packet identifier of an earlier delivery of the same message and comes on a later
-//!   connection than it; or its earlier sending was lost with a connection, and nobody saw it.
-//! - On one connection no delivery comes twice.
-//!
-//! The subscriber must be one that cannot have lost count itself (it kept its history over its restarts).
+//! No client can know that its PUBACK was committed: nothing answers it. What can be known:
+//! - Within a connection nothing comes twice under one identifier. Under one identifier a message comes again only on a
+//!   later connection and with DUP=1.
+//! - DUP=1 says that it may have been sent on an earlier connection of the session: so not in a new session, and not
+//!   of a message that was published after the CONNACK of this connection.
+//! - A message has no more identifiers than times it was published (a shared group gives it a new one each time).
+//! - An identifier is taken until its receiver has settled it: no other message has it before that, on this connection
+//!   or, in the same session, on a later one. (A shared QoS 1 message goes back to its group with the connection.)
+//! - When an identifier brings another message, its former one was settled and committed: it never comes again under
+//!   it.
+//! - What was received and not settled comes again, if the session goes on until the end of a drained history.
 
-use std::collections::BTreeMap;
+use std::collections::{HashMap, HashSet};
 
-use super::Violation;
-use crate::history::{Delivered, History, MessageName};
+use crate::history::event::Step;
+use crate::history::index::{Arrival, ClientAt, ConnAt, Inbound, MessageAt, Origin};
+use crate::history::read::Line;
 
-/// The number of allowed repeats, and those that are not.
-pub(super) fn check(history: &History) -> (usize, Vec<Violation>) {
-    let times: BTreeMap<MessageName, u32> = history.sent.iter().map(|s| (s.message, s.times)).collect();
-    let (mut repeated, mut bad) = (0, Vec::new());
-    for subscriber in history.all_subscribers() {
-        let mut by_message: BTreeMap<MessageName, Vec<&Delivered>> = BTreeMap::new();
-        for d in history.to(subscriber).filter(|d| d.qos == 1) {
-            by_message.entry(d.message).or_default().push(d);
-        }
-        for (message, deliveries) in by_message {
-            repeated += deliveries.len() - 1;
-            let sent = times.get(&message).copied().unwrap_or(0) as usize;
-            let reasons = reasons_against(&deliveries, sent);
-            bad.extend(reasons.into_iter().map(|what| Violation { subscriber, message, what }));
-        }
-    }
-    (repeated, bad)
+use super::run::{Freshness, Run};
+use super::verdict::{Found, Guarantee, Kind, Violation};
+
+#[derive(Clone, Copy)]
+struct Held {
+    message: MessageAt,
+    conn: ConnAt,
+    line: Line,
+    qos: u8,
+    is_settled: bool,
+    is_direct: bool,
 }
 
-fn reasons_against(deliveries: &[&Delivered], sent: usize) -> Vec<String> {
-    let mut reasons = Vec::new();
-    // Copies of the message, by the packet identifier under which each goes out for ever.
-    let mut copies: BTreeMap<u16, u32> = BTreeMap::new();
-    for d in deliveries {
-        match (copies.insert(d.packet_id, d.connection), d.dup) {
-            (Some(before), _) if before == d.connection => {
-                reasons.push(format!("repeated under identifier {} on connection {}", d.packet_id, d.connection));
+struct Receiver<'a, 'b> {
+    run: &'a Run<'b>,
+    client: ClientAt,
+    held: HashMap<u16, Held>,
+    /// Where each copy came last: by message, identifier and session.
+    copies: HashMap<(MessageAt, u16, u32), (ConnAt, Line)>,
+    identifiers: HashMap<MessageAt, HashSet<u16>>,
+    /// Settled for certain: another message had their identifier since.
+    gone: HashSet<(MessageAt, u16, u32)>,
+}
+
+pub(super) fn check(run: &Run<'_>, found: &mut Found) {
+    for client in 0..run.index.clients.len() {
+        let mut receiver = Receiver {
+            run,
+            client,
+            held: HashMap::new(),
+            copies: HashMap::new(),
+            identifiers: HashMap::new(),
+            gone: HashSet::new(),
+        };
+        for inbound in &run.index.clients[client].inbound {
+            match *inbound {
+                Inbound::Arrived(at) => receiver.arrived(&run.index.arrivals[at], found),
+                Inbound::Settled(line, conn, id, step) => receiver.settled(line, conn, id, step),
+                Inbound::Released(..) => {}
             }
-            (Some(_), false) => {
-                reasons.push(format!("repeated with DUP=0 under identifier {}", d.packet_id));
+        }
+        receiver.end(found);
+    }
+}
+
+impl Receiver<'_, '_> {
+    fn bad(&self, message: MessageAt, kind: Kind, what: String, lines: &[Line]) -> Violation {
+        let mut bad = self.run.violation(Guarantee::AtLeastOnce, kind, Some(self.client), Some(message), what);
+        bad.lines.extend_from_slice(lines);
+        bad
+    }
+
+    fn arrived(&mut self, arrival: &Arrival, found: &mut Found) {
+        let run = self.run;
+        let Some(message) = arrival.message else { return };
+        if arrival.qos == 0 {
+            if arrival.dup {
+                let what = "at QoS 0 with DUP=1".to_owned();
+                found.violations.push(self.bad(message, Kind::BadlyRepeated, what, &[arrival.line]));
             }
-            _ => {}
+            return;
+        }
+        if run.freshness(arrival) != Freshness::Fresh {
+            return;
+        }
+        let id = arrival.packet_id;
+        if let Some(reason) = self.reason_against_dup(arrival, message) {
+            found.violations.push(self.bad(message, Kind::BadlyRepeated, reason, &[arrival.line]));
+        }
+        self.hold(arrival, message, found);
+        let life = run.places[arrival.conn].life;
+        // A retained message comes with each SUBSCRIBE, one that was published twice is two, and a shared one that
+        // went back is new: in a new session they may have an identifier of the former.
+        let is_one = !arrival.retain && run.effects[message].times <= 1 && run.is_direct(arrival);
+        let in_life = if is_one { 0 } else { life };
+        if self.gone.contains(&(message, id, life)) {
+            let what = format!("was settled, another message had its identifier {id}, and it came again under it");
+            found.violations.push(self.bad(message, Kind::BadlyRepeated, what, &[arrival.line]));
+        }
+        if let Some((before, line)) = self.copies.insert((message, id, in_life), (arrival.conn, arrival.line)) {
+            let what = if before == arrival.conn {
+                Some(format!("came twice under identifier {id} on one connection"))
+            } else if !arrival.dup {
+                Some(format!("came again under identifier {id} with DUP=0"))
+            } else {
+                None
+            };
+            match what {
+                Some(what) => {
+                    let lines = [line, arrival.line];
+                    found.violations.push(self.bad(message, Kind::BadlyRepeated, what, &lines));
+                }
+                None if arrival.qos == 1 => found.figures.repeats += 1,
+                None => {}
+            }
+        }
+        if arrival.qos == 1 && !arrival.retain && run.is_direct(arrival) {
+            let identifiers = self.identifiers.entry(message).or_default();
+            let published = run.effects[message].times;
+            if identifiers.insert(id) && identifiers.len() > published.max(1) {
+                let what = format!("was published {published} times and came as {} messages", identifiers.len());
+                found.violations.push(self.bad(message, Kind::Duplicated, what, &[arrival.line]));
+            }
         }
     }
-    if copies.len() > sent {
-        reasons.push(format!("sent {sent} times and arrived as {} messages", copies.len()));
+
+    fn reason_against_dup(&self, arrival: &Arrival, message: MessageAt) -> Option<String> {
+        let conn = &self.run.index.conns[arrival.conn];
+        if !arrival.dup {
+            return None;
+        }
+        if !conn.present {
+            return Some("has DUP=1 in a new session".to_owned());
+        }
+        let m = &self.run.index.messages[message];
+        let is_new = matches!(m.origin, Origin::Publishes(_)) && self.run.effects[message].from > conn.span.ended;
+        is_new.then(|| "has DUP=1 on the connection on which it must have come first".to_owned())
     }
-    reasons
+
+    fn hold(&mut self, arrival: &Arrival, message: MessageAt, found: &mut Found) {
+        let (run, id) = (self.run, arrival.packet_id);
+        let is_direct = run.is_direct(arrival);
+        let held = Held {
+            message,
+            conn: arrival.conn,
+            line: arrival.line,
+            qos: arrival.qos,
+            is_settled: false,
+            is_direct,
+        };
+        let Some(before) = self.held.insert(id, held) else { return };
+        let is_same_session = run.places[before.conn].life == run.places[arrival.conn].life;
+        if before.message == message || !is_same_session {
+            return;
+        }
+        if before.is_settled {
+            self.gone.insert((before.message, id, run.places[arrival.conn].life));
+        } else if before.conn == arrival.conn || before.is_direct {
+            let what = format!("has identifier {id}, which {} has and nobody settled", run.name(before.message));
+            found.violations.push(self.bad(message, Kind::BadlyRepeated, what, &[before.line, arrival.line]));
+        }
+    }
+
+    fn settled(&mut self, line: Line, conn: ConnAt, id: u16, step: Step) {
+        // What is answered on a connection that is nobody's is not heard.
+        if self.run.freshness_at(conn, line) == Freshness::Stale {
+            return;
+        }
+        if let Some(held) = self.held.get_mut(&id) {
+            // A PUBREC that has not been followed by PUBREL leaves the identifier taken; but from then on it is the
+            // PUBREL that is sent again.
+            held.is_settled |= match step {
+                Step::Ack => held.qos == 1,
+                Step::Received => held.qos == 2,
+                Step::Complete => true,
+            };
+        }
+    }
+
+    fn end(&self, found: &mut Found) {
+        let run = self.run;
+        let Some(last) = run.attached[self.client].filter(|_| run.is_drained()) else { return };
+        let mut held: Vec<&Held> = self.held.values().collect();
+        held.sort_unstable_by_key(|held| held.line);
+        for held in held {
+            let goes_on = run.places[held.conn].life == run.places[last].life && held.conn != last;
+            if goes_on && !held.is_settled && held.is_direct {
+                let what = "was not settled, its session went on, and it did not come again".to_owned();
+                found.violations.push(self.bad(held.message, Kind::Lost, what, &[held.line]));
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::testkit::history;
-    use super::check;
+    use crate::check::testkit::{History, broken};
+    use crate::check::verdict::Guarantee::AtLeastOnce;
 
-    #[test]
-    fn a_resend_of_the_publisher_allows_a_second_message() {
-        let mut h = history(1, &[0], &[0, 0]);
-        assert_eq!(check(&h).1.len(), 1);
-        h.sent[0].times = 2;
-        assert_eq!(check(&h), (1, vec![]));
+    fn delivered() -> History {
+        let mut h = History::new();
+        h.connect(1, 1).connect(2, 1).subscribe(2, 1, "a", 1);
+        h.publish(1, 1, 0, "a", 1).deliver(2, 1, (1, 0), "a", 1, 1);
+        h
     }
 
     #[test]
-    fn a_repeat_needs_dup_the_same_identifier_and_a_later_connection() {
-        let mut h = history(1, &[0], &[0, 0]);
-        h.delivered[1].packet_id = 1;
-        assert_eq!(check(&h).1.len(), 1, "the same connection");
-        h.delivered[1].connection = 1;
-        assert_eq!(check(&h).1.len(), 1, "DUP=0");
-        h.delivered[1].dup = true;
-        assert_eq!(check(&h), (1, vec![]));
-        h.delivered[1].packet_id = 7;
-        assert_eq!(check(&h).1.len(), 1, "another identifier");
+    fn a_repeat_has_dup_and_a_later_connection() {
+        let mut h = delivered();
+        h.lost(2, 1).resume(2, 2).again(2, 2, (1, 0), "a", 1, 1).settle(2, 2, 1);
+        assert_eq!(broken(h.drain()), []);
+        let mut h = delivered();
+        h.again(2, 1, (1, 0), "a", 1, 1).settle(2, 1, 1);
+        assert!(broken(h.drain()).contains(&(AtLeastOnce, Some(0))), "on the same connection");
+        let mut h = delivered();
+        h.lost(2, 1).resume(2, 2).deliver(2, 2, (1, 0), "a", 1, 1).settle(2, 2, 1);
+        assert_eq!(broken(h.drain()), [(AtLeastOnce, Some(0))], "DUP=0");
+    }
+
+    #[test]
+    fn a_second_identifier_needs_a_second_sending() {
+        let mut h = delivered();
+        h.settle(2, 1, 1).deliver(2, 1, (1, 0), "a", 1, 2).settle(2, 1, 2);
+        assert_eq!(broken(h.drain()), [(AtLeastOnce, Some(0))]);
+    }
+
+    #[test]
+    fn dup_needs_an_earlier_connection_that_may_have_had_it() {
+        let mut h = History::new();
+        h.connect(1, 1).connect(2, 1).subscribe(2, 1, "a", 1).publish(1, 1, 0, "a", 1);
+        h.again(2, 1, (1, 0), "a", 1, 1).settle(2, 1, 1);
+        assert_eq!(broken(h.drain()), [(AtLeastOnce, Some(0))], "a new session");
+        let mut h = History::new();
+        h.connect(1, 1).connect(2, 1).subscribe(2, 1, "a", 1).lost(2, 1).resume(2, 2).publish(1, 1, 0, "a", 1);
+        h.again(2, 2, (1, 0), "a", 1, 1).settle(2, 2, 1);
+        assert_eq!(broken(h.drain()), [(AtLeastOnce, Some(0))], "published since");
+    }
+
+    #[test]
+    fn an_identifier_is_taken_until_it_is_settled() {
+        let mut h = delivered();
+        h.publish(1, 1, 1, "a", 1).deliver(2, 1, (1, 1), "a", 1, 1).settle(2, 1, 1);
+        assert_eq!(broken(h.drain()), [(AtLeastOnce, Some(1))]);
+    }
+
+    #[test]
+    fn what_was_settled_and_gave_its_identifier_away_is_gone() {
+        let mut h = delivered();
+        h.settle(2, 1, 1).publish(1, 1, 1, "a", 1).deliver(2, 1, (1, 1), "a", 1, 1).settle(2, 1, 1);
+        h.lost(2, 1).resume(2, 2).again(2, 2, (1, 0), "a", 1, 1).settle(2, 2, 1);
+        assert!(broken(h.drain()).contains(&(AtLeastOnce, Some(0))));
+    }
+
+    #[test]
+    fn what_was_not_settled_comes_again() {
+        let mut h = delivered();
+        h.lost(2, 1).resume(2, 2);
+        assert_eq!(broken(h.drain()), [(AtLeastOnce, Some(0))]);
     }
 }

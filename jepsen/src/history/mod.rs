@@ -4,6 +4,8 @@
 //! payload, so nothing here depends on what the broker calls it.
 
 pub mod event;
+pub mod index;
+pub mod read;
 #[cfg(feature = "faults")]
 pub mod record;
 

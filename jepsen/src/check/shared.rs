@@ -1,0 +1,223 @@
+//! Guarantee 10, a shared message goes to exactly one member of its group, and to another only when the connection of
+//! the first ended without settling it.
+//!
+//! Judged are deliveries that can only be the group's: to a client with one shared filter, and none of its own, for the
+//! topic. A message that may have been published twice is left out.
+//! - A message comes again, to whomever, only on another connection, and only when the connection that had it is over:
+//!   no operation that was invoked on it later was accepted, and it is not open at the end of a drained history.
+//! - At QoS 2 it stays with the member that has seen it. At QoS 0 it comes once. For another member a QoS 1 message is
+//!   new: DUP=0.
+//! - An acknowledged message has come to somebody, and who had it last at QoS 1 has settled it or has its connection
+//!   still, if a member was certainly there from before the message to the end of a drained history, at which it is
+//!   connected. (With a member at QoS 0, or for QoS 2 with one whose session may have ended, it may be gone.)
+
+use std::collections::{BTreeMap, HashMap};
+
+use crate::history::event::Step;
+use crate::history::index::{Arrival, ConnAt, Inbound, MessageAt, TextAt};
+use crate::history::read::Line;
+
+use super::run::{Freshness, Run, TimelineAt};
+use super::verdict::{Found, Guarantee, Kind, Violation};
+
+struct Group {
+    members: Vec<TimelineAt>,
+    /// Deliveries of each message that can only be the group's.
+    arrivals: HashMap<MessageAt, Vec<Arrival>>,
+}
+
+pub(super) fn check(run: &Run<'_>, found: &mut Found) {
+    let mut groups: BTreeMap<TextAt, Group> = BTreeMap::new();
+    for (at, timeline) in run.timelines.iter().enumerate().filter(|(_, timeline)| timeline.is_shared) {
+        let group =
+            groups.entry(timeline.filter).or_insert_with(|| Group { members: vec![], arrivals: HashMap::new() });
+        group.members.push(at);
+    }
+    if groups.is_empty() {
+        return;
+    }
+    // Whoever else has seen a message: then it is not lost for certain.
+    let mut elsewhere: HashMap<MessageAt, usize> = HashMap::new();
+    for arrival in run.index.arrivals.iter().filter(|a| !a.retain && run.freshness(a) != Freshness::Stale) {
+        let Some(message) = arrival.message else { continue };
+        let Some(routes) = run.routes_to(arrival.client, arrival.topic) else { continue };
+        match (routes.direct.as_slice(), routes.shared.as_slice()) {
+            ([], [only]) => {
+                if let Some(group) = groups.get_mut(&run.timelines[*only].filter) {
+                    group.arrivals.entry(message).or_default().push(*arrival);
+                }
+            }
+            (_, []) => {}
+            _ => *elsewhere.entry(message).or_default() += 1,
+        }
+    }
+    let settled = settled(run);
+    for group in groups.values() {
+        for (&message, arrivals) in &group.arrivals {
+            if run.effects[message].times == 1 {
+                pairs(run, message, arrivals, found);
+            }
+        }
+        if run.is_drained() {
+            owed(run, group, &elsewhere, &settled, found);
+        }
+    }
+}
+
+/// Last line at which each identifier was settled on each connection.
+fn settled(run: &Run<'_>) -> HashMap<(ConnAt, u16), Line> {
+    let mut settled = HashMap::new();
+    for client in &run.index.clients {
+        for inbound in &client.inbound {
+            if let Inbound::Settled(line, conn, id, Step::Ack | Step::Received) = *inbound
+                && run.freshness_at(conn, line) != Freshness::Stale
+            {
+                settled.insert((conn, id), line);
+            }
+        }
+    }
+    settled
+}
+
+fn bad(run: &Run<'_>, message: MessageAt, kind: Kind, what: String, arrivals: &[&Arrival]) -> Violation {
+    let client = arrivals.last().map(|arrival| arrival.client);
+    let mut bad = run.violation(Guarantee::Shared, kind, client, Some(message), what);
+    for arrival in arrivals {
+        bad.lines.push(arrival.line);
+        bad.lines.extend(run.index.conns[arrival.conn].closed.map(|(line, _)| line));
+    }
+    bad
+}
+
+fn pairs(run: &Run<'_>, message: MessageAt, arrivals: &[Arrival], found: &mut Found) {
+    for pair in arrivals.windows(2) {
+        let (a, b) = (&pair[0], &pair[1]);
+        let conn = &run.index.conns[a.conn];
+        let is_open = run.is_drained() && conn.closed.is_none() && run.places[a.conn].next.is_none();
+        let other = run.client(a.client).0;
+        let what = if a.conn == b.conn {
+            Some("came twice on one connection".to_owned())
+        } else if conn.alive_after > b.line {
+            Some(format!("was with client {other}, whose connection was alive"))
+        } else if is_open {
+            Some(format!("was with client {other}, whose connection is open to the end"))
+        } else if a.qos == 0 {
+            Some("came again and had come at QoS 0".to_owned())
+        } else if a.client != b.client && a.qos == 2 {
+            Some(format!("was seen by client {other} at QoS 2, with whose session it stays"))
+        } else if a.client != b.client && b.dup {
+            Some(format!("came to another member than client {other} with DUP=1"))
+        } else {
+            None
+        };
+        if let Some(what) = what {
+            found.violations.push(bad(run, message, Kind::Duplicated, what, &[a, b]));
+        }
+    }
+}
+
+fn owed(
+    run: &Run<'_>,
+    group: &Group,
+    elsewhere: &HashMap<MessageAt, usize>,
+    settled: &HashMap<(ConnAt, u16), Line>,
+    found: &mut Found,
+) {
+    let Some(&first) = group.members.first() else { return };
+    for (message, m) in run.index.messages.iter().enumerate() {
+        let effect = run.effects[message];
+        let matches = || run.routes(m.topic).is_some_and(|to| to.values().any(|r| r.shared.contains(&first)));
+        if !effect.is_acknowledged || effect.times != 1 || elsewhere.contains_key(&message) || !matches() {
+            continue;
+        }
+        let is_there = |at: TimelineAt| {
+            let timeline = &run.timelines[at];
+            timeline.is_certain(effect.from, Line::NEVER) && run.attached[timeline.client].is_some()
+        };
+        let possible: Vec<TimelineAt> = group
+            .members
+            .iter()
+            .copied()
+            .filter(|&at| !run.timelines[at].is_absent(effect.from, Line::NEVER))
+            .collect();
+        let qos = possible.iter().fold(0, |bits, &at| bits | run.timelines[at].qos(effect.from, Line::NEVER));
+        let may_be_exact = m.qos == 2 && qos & 0b100 != 0;
+        let all_are_there = || possible.iter().all(|&at| is_there(at));
+        let one_is_there = || possible.iter().any(|&at| is_there(at));
+        if qos & 1 != 0 || !one_is_there() || (may_be_exact && !all_are_there()) {
+            continue;
+        }
+        match group.arrivals.get(&message).and_then(|arrivals| arrivals.last()) {
+            None => {
+                let what = "was acknowledged and came to no member".to_owned();
+                found.violations.push(bad(run, message, Kind::Lost, what, &[]));
+            }
+            Some(last) => {
+                let is_settled = settled.get(&(last.conn, last.packet_id)).is_some_and(|line| *line > last.line);
+                let is_over = run.attached[last.client] != Some(last.conn);
+                if last.qos > 0 && !is_settled && is_over {
+                    let what = "was not settled by the member that had it last, and came to no other".to_owned();
+                    found.violations.push(bad(run, message, Kind::Lost, what, &[last]));
+                }
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::check::testkit::{History, broken};
+    use crate::check::verdict::Guarantee::Shared;
+
+    /// Members 2 and 3, and one message.
+    fn group(qos: u8) -> History {
+        let mut h = History::new();
+        h.connect(1, 1).connect(2, 1).connect(3, 1);
+        h.subscribe(2, 1, "$share/g/a", qos).subscribe(3, 1, "$share/g/a", qos).publish(1, 1, 0, "a", qos);
+        h
+    }
+
+    #[test]
+    fn one_member_has_it() {
+        let mut h = group(1);
+        h.deliver(2, 1, (1, 0), "a", 1, 1).settle(2, 1, 1);
+        assert_eq!(broken(h.drain()), []);
+        let mut h = group(1);
+        h.deliver(2, 1, (1, 0), "a", 1, 1).settle(2, 1, 1).deliver(3, 1, (1, 0), "a", 1, 1).settle(3, 1, 1);
+        assert_eq!(broken(h.drain()), [(Shared, Some(0))]);
+    }
+
+    #[test]
+    fn another_has_it_when_the_connection_of_the_first_is_over() {
+        let mut h = group(1);
+        h.deliver(2, 1, (1, 0), "a", 1, 1).lost(2, 1).deliver(3, 1, (1, 0), "a", 1, 1).settle(3, 1, 1);
+        assert_eq!(broken(h.drain()), []);
+        let mut h = group(1);
+        h.deliver(2, 1, (1, 0), "a", 1, 1).deliver(3, 1, (1, 0), "a", 1, 1).settle(3, 1, 1);
+        h.publish(2, 1, 0, "b", 1).lost(2, 1);
+        assert_eq!(broken(h.drain()), [(Shared, Some(0))], "it was alive after that");
+    }
+
+    #[test]
+    fn qos_2_stays_with_its_member() {
+        let mut h = group(2);
+        h.deliver(2, 1, (1, 0), "a", 2, 1).lost(2, 1).deliver(3, 1, (1, 0), "a", 2, 1).received(3, 1, 1);
+        assert_eq!(broken(h.drain()), [(Shared, Some(0))]);
+    }
+
+    #[test]
+    fn what_nobody_had_or_nobody_settled_is_lost() {
+        assert_eq!(broken(group(1).drain()), [(Shared, Some(0))]);
+        let mut h = group(1);
+        h.deliver(2, 1, (1, 0), "a", 1, 1).lost(2, 1);
+        assert_eq!(broken(h.drain()), [(Shared, Some(0))]);
+    }
+
+    #[test]
+    fn for_another_it_is_new() {
+        let mut h = group(1);
+        h.lost(3, 1).resume(3, 2).deliver(2, 1, (1, 0), "a", 1, 1).lost(2, 1);
+        h.again(3, 2, (1, 0), "a", 1, 1).settle(3, 2, 1);
+        assert!(broken(h.drain()).contains(&(Shared, Some(0))));
+    }
+}

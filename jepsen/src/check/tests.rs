@@ -1,0 +1,1 @@
+//! Random histories of a right broker pass, and of one that breaks a promise do not.
