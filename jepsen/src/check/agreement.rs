@@ -24,11 +24,8 @@ struct Edge {
 pub(super) fn check(run: &Run<'_>, found: &mut Found) {
     let mut edges = Vec::new();
     for client in 0..run.index.clients.len() {
-        let chain: Vec<(MessageAt, DeliveryAt)> = run
-            .firsts(client)
-            .into_iter()
-            .filter(|&(message, _)| run.is_of_the_first_time(client, message))
-            .collect();
+        let chain: Vec<(MessageAt, DeliveryAt)> =
+            run.firsts(client).into_iter().filter(|&(message, _)| run.is_of_the_first_time(client, message)).collect();
         edges.extend(chain.windows(2).map(|pair| Edge {
             from: pair[0].0,
             to: pair[1].0,

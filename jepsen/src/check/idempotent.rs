@@ -34,8 +34,7 @@ pub(super) fn check(run: &Run<'_>, found: &mut Found) {
         let (first, line) = *positions.entry(key).or_insert((position, publish.span.ended));
         if first != position {
             let what = format!("was acknowledged at {position}, and another under its idempotency key at {first}");
-            let mut bad =
-                run.violation(Guarantee::AtLeastOnce, Kind::Contradiction, None, Some(publish.message), what);
+            let mut bad = run.violation(Guarantee::AtLeastOnce, Kind::Contradiction, None, Some(publish.message), what);
             bad.lines.push(line);
             found.violations.push(bad);
         }

@@ -60,10 +60,7 @@ pub fn check_file(path: &Path, expectations: &Expectations) -> Result<Report, Re
 ///
 /// # Errors
 /// As [`check_file`].
-pub fn check_events(
-    events: impl IntoIterator<Item = Event>,
-    expectations: &Expectations,
-) -> Result<Report, ReadError> {
+pub fn check_events(events: impl IntoIterator<Item = Event>, expectations: &Expectations) -> Result<Report, ReadError> {
     Ok(judge(&Index::build(events.into_iter().map(Ok))?, expectations))
 }
 

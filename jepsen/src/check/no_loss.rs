@@ -111,10 +111,9 @@ fn acknowledging_node<'a>(run: &Run<'a>, message: MessageAt) -> &'a str {
     conn.map_or("nobody", |conn| run.index.text(run.index.conns[conn].node))
 }
 
-/// For a client and a stream, the latest message that has come, and when.
+/// For a client and a stream, what has come of it, and when.
 struct LaterSeen {
-    /// For each client and stream: (place of the message, line of its first delivery) in the order of places, with
-    /// the earliest line of all from there on.
+    /// For each client and stream what came, with the line of its first delivery, in the order of publishing.
     streams: HashMap<(ClientAt, Stream), Vec<(MessageAt, Line)>>,
 }
 
@@ -125,28 +124,22 @@ impl LaterSeen {
             .flat_map(|client| run.firsts(client).into_iter().map(move |(message, _)| (client, message)))
             .collect();
         for (client, message) in firsts {
-            if let (Some(stream), Some(&line)) = (run.stream_of(message).filter(|_| run.was_sent_once(message)), seen.get(&(client, message)))
-            {
+            if let (Some(stream), Some(&line)) = (run.stream_of(message), seen.get(&(client, message))) {
                 streams.entry((client, stream)).or_default().push((message, line));
             }
         }
         for places in streams.values_mut() {
             places.sort_unstable();
-            let mut earliest = Line::NEVER;
-            for (_, line) in places.iter_mut().rev() {
-                earliest = earliest.min(*line);
-                *line = earliest;
-            }
         }
         Self { streams }
     }
 
-    /// Where the client saw a later one of the stream, in the session that it must have had for this one.
+    /// Where the client saw the next of the stream that it has seen, in the session that it must have had for this one.
     fn after(&self, run: &Run<'_>, client: ClientAt, message: MessageAt) -> Option<Line> {
-        let stream = run.stream_of(message).filter(|_| run.was_sent_once(message))?;
+        let stream = run.stream_of(message)?;
         let places = self.streams.get(&(client, stream))?;
         let next = places.partition_point(|(place, _)| *place <= message);
-        let (_, line) = *places.get(next)?;
+        let (_, line) = *places.get(next).filter(|(later, _)| run.is_before(message, *later))?;
         run.is_subscribed(client, message, line).then_some(line)
     }
 }

@@ -34,7 +34,11 @@ fn reason_against(run: &Run<'_>, arrival: &Arrival) -> Option<String> {
         return Some("arrived before it was sent".to_owned());
     }
     if m.topic != arrival.topic {
-        return Some(format!("was sent on {} and arrived on {}", run.index.text(m.topic), run.index.text(arrival.topic)));
+        return Some(format!(
+            "was sent on {} and arrived on {}",
+            run.index.text(m.topic),
+            run.index.text(arrival.topic)
+        ));
     }
     if arrival.retain && !m.retain {
         return Some("has RETAIN and was published without it".to_owned());
@@ -71,7 +75,7 @@ fn allowed_qos(run: &Run<'_>, arrival: &Arrival, message: MessageAt) -> Option<u
     bits &= 0b111_u8.checked_shl(least).unwrap_or(0);
     // A shared group serves its members apart from what they have subscribed to themselves.
     for &at in &routes.shared {
-        bits |= run.timelines[at].qos(from, to);
+        bits |= run.timelines[at].qos(from, arrival.line);
     }
     let sent = run.index.messages[message].qos.min(2);
     let capped = (bits & ((1 << sent) - 1)) | if bits >> sent != 0 { 1 << sent } else { 0 };

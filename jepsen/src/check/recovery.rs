@@ -88,8 +88,12 @@ fn times(run: &Run<'_>, found: &mut Found) {
     found.figures.client_unavailable_ns_max =
         by_client.iter().map(|accepted| widest(run, accepted).0).max().unwrap_or(0);
     let is_turn = |what: &What| matches!(what, What::Fault { .. } | What::Healed { .. });
-    let turns: Vec<Line> =
-        (1..).map(Line).zip(&run.index.events).filter(|(_, event)| is_turn(&event.what)).map(|(line, _)| line).collect();
+    let turns: Vec<Line> = (1..)
+        .map(Line)
+        .zip(&run.index.events)
+        .filter(|(_, event)| is_turn(&event.what))
+        .map(|(line, _)| line)
+        .collect();
     let mut took: Vec<u64> = Vec::new();
     for accepted in &by_client {
         // The earliest answer to what was invoked at or after each.

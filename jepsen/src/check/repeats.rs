@@ -141,14 +141,8 @@ impl Receiver<'_, '_> {
     fn hold(&mut self, arrival: &Arrival, message: MessageAt, found: &mut Found) {
         let (run, id) = (self.run, arrival.packet_id);
         let is_direct = run.is_direct(arrival);
-        let held = Held {
-            message,
-            conn: arrival.conn,
-            line: arrival.line,
-            qos: arrival.qos,
-            is_settled: false,
-            is_direct,
-        };
+        let held =
+            Held { message, conn: arrival.conn, line: arrival.line, qos: arrival.qos, is_settled: false, is_direct };
         let Some(before) = self.held.insert(id, held) else { return };
         let is_same_session = run.places[before.conn].life == run.places[arrival.conn].life;
         if before.message == message || !is_same_session {

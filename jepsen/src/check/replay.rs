@@ -124,8 +124,9 @@ fn streams(run: &Run<'_>, positions: &Positions, found: &mut Found) {
     for (message, position) in known.into_iter().filter(|(message, _)| run.index.messages[*message].qos > 0) {
         let Some(stream) = run.stream_of(message) else { continue };
         let (before, other) = latest.insert(stream, (position, message)).unwrap_or((0, message));
-        if before > position {
-            let what = format!("is at {position}, and {}, which its publisher sent before it, at {before}", run.name(other));
+        if before > position && run.is_before(other, message) {
+            let what =
+                format!("is at {position}, and {}, which its publisher sent before it, at {before}", run.name(other));
             found.violations.push(bad(run, Guarantee::Order, Kind::Reordered, message, what));
         }
     }

@@ -167,9 +167,16 @@ impl<'a> Run<'a> {
             let Inbound::Arrived(at) = *inbound else { continue };
             let arrival = &self.index.arrivals[at];
             let Some(message) = arrival.message else { continue };
-            let counts = arrival.qos > 0 && !arrival.retain && self.is_direct(arrival);
-            if counts && self.freshness(arrival) == Freshness::Fresh && seen.insert(message) {
-                firsts.push((message, at));
+            if arrival.qos == 0 || arrival.retain || !self.is_direct(arrival) {
+                continue;
+            }
+            if self.freshness(arrival) == Freshness::Fresh {
+                if seen.insert(message) {
+                    firsts.push((message, at));
+                }
+            } else if self.effects[message].times > 1 {
+                // What comes later may be its second time.
+                seen.insert(message);
             }
         }
         firsts
@@ -199,8 +206,15 @@ impl<'a> Run<'a> {
         publishes.next().is_none().then_some((publish.client, m.topic, m.qos))
     }
 
-    pub(super) fn was_sent_once(&self, message: MessageAt) -> bool {
-        self.index.publishes_of(message).map(|publish| publish.sendings.len()).sum::<usize>() == 1
+    /// Whether the first of two messages of a stream was certainly published before the second, if both were: wherever
+    /// the second went out, the first had been acknowledged, or had gone out before on the same connection.
+    pub(super) fn is_before(&self, first: MessageAt, second: MessageAt) -> bool {
+        let acknowledged = if self.effects[first].is_acknowledged { self.effects[first].by } else { Line::NEVER };
+        let mut sendings = self.index.publishes_of(second).flat_map(|publish| &publish.sendings);
+        sendings.all(|&(line, conn)| {
+            let mut earlier = self.index.publishes_of(first).flat_map(|publish| &publish.sendings);
+            acknowledged < line || earlier.any(|&(before, on)| on == conn && before < line)
+        })
     }
 
     pub(super) fn violation(

@@ -4,6 +4,7 @@
 //! A live message that arrives was published while the client may have been subscribed to its topic: some SUBSCRIBE
 //! that matches was invoked before the message can have been published for the last time, and no UNSUBACK, and no
 //! CONNACK of a new session, certainly stands between the two. While both go on at once either answer is right.
+//! What waits in a shared group may also go to who joins it later.
 
 use crate::history::read::Line;
 
@@ -18,7 +19,8 @@ pub(super) fn check(run: &Run<'_>, found: &mut Found) {
         // It arrived: it was published before.
         let by = effect.by.min(arrival.line);
         let is_wanted = routes.is_some_and(|routes| {
-            routes.direct.iter().chain(&routes.shared).any(|&at| !run.timelines[at].is_absent(effect.from, by))
+            routes.direct.iter().any(|&at| !run.timelines[at].is_absent(effect.from, by))
+                || routes.shared.iter().any(|&at| !run.timelines[at].is_absent(effect.from, arrival.line))
         });
         // What nobody sent, and what no filter ever matched, is for another check.
         let was_ever = routes.is_some_and(|routes| {

@@ -71,10 +71,8 @@ fn owners(run: &Run<'_>, found: &mut Found) {
             let (Conflict::ReadBeforeWritten(a) | Conflict::Overwritten(a, _)) = conflict;
             let b = if let Conflict::Overwritten(_, b) = conflict { b } else { a };
             let (old, new) = (&conns[opened[a]], &conns[opened[b]]);
-            let what = format!(
-                "connection {} was the owner before and after connection {}",
-                old.number.0, new.number.0
-            );
+            let what =
+                format!("connection {} was the owner before and after connection {}", old.number.0, new.number.0);
             let lines = vec![old.span.ended, new.span.invoked, new.span.ended, old.alive_after, new.alive_after];
             found.violations.push(bad(run, client, Kind::Stale, what, lines));
         }
@@ -110,8 +108,7 @@ fn present(run: &Run<'_>, client: ClientAt, found: &mut Found) {
     let conns = &run.index.conns;
     let all = &run.index.clients[client].conns;
     // Of those whose CONNACK came before a line, the one that was invoked last.
-    let mut opened: Vec<ConnAt> =
-        all.iter().copied().filter(|&at| conns[at].span.outcome == Outcome::Ok).collect();
+    let mut opened: Vec<ConnAt> = all.iter().copied().filter(|&at| conns[at].span.outcome == Outcome::Ok).collect();
     opened.sort_by_key(|&at| conns[at].span.ended);
     let mut newest: Vec<ConnAt> = Vec::with_capacity(opened.len());
     for &at in &opened {

@@ -65,13 +65,7 @@ pub(super) struct Timeline {
 }
 
 impl Timeline {
-    pub(super) fn new(
-        client: ClientAt,
-        filter: TextAt,
-        is_shared: bool,
-        mut starts: Vec<Start>,
-        ends: &[End],
-    ) -> Self {
+    pub(super) fn new(client: ClientAt, filter: TextAt, is_shared: bool, mut starts: Vec<Start>, ends: &[End]) -> Self {
         starts.sort_unstable_by_key(|start| start.invoked);
         let mut highest = Line::START;
         let reach = starts

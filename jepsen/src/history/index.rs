@@ -478,13 +478,7 @@ impl Index {
         Ok(())
     }
 
-    fn connect(
-        &mut self,
-        span: Span,
-        client: ClientAt,
-        number: Connection,
-        call: &Call,
-    ) -> Result<ConnAt, Fault> {
+    fn connect(&mut self, span: Span, client: ClientAt, number: Connection, call: &Call) -> Result<ConnAt, Fault> {
         let Call::Connect { node, clean_start, expiry_s, will, .. } = call else {
             return Err(Fault::NeverOpened(self.clients[client].client, number));
         };
@@ -591,9 +585,7 @@ impl Index {
             }
             (Target::Subscribing(at), Answer::Unsubscribed { .. })
                 if self.subscribing[at].change == Change::Unsubscribe => {}
-            (Target::Subscribing(at), Answer::Retained { message })
-                if self.subscribing[at].change == Change::Read =>
-            {
+            (Target::Subscribing(at), Answer::Retained { message }) if self.subscribing[at].change == Change::Read => {
                 self.subscribing[at].value = *message;
             }
             (Target::Disconnect | Target::Publish(_), Answer::Sent) => return Ok(()),

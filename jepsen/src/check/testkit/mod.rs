@@ -176,13 +176,7 @@ impl History {
         self.unsuback(client, op)
     }
 
-    pub(crate) fn read(
-        &mut self,
-        client: u32,
-        connection: u32,
-        topic: &str,
-        value: Option<(u32, u64)>,
-    ) -> &mut Self {
+    pub(crate) fn read(&mut self, client: u32, connection: u32, topic: &str, value: Option<(u32, u64)>) -> &mut Self {
         let connection = Connection(connection);
         let op = self.open(client, Call::ReadRetained { connection, topic: topic.to_owned() });
         self.ok(client, op, Answer::Retained { message: value.map(Self::name) })
