@@ -6,8 +6,9 @@ use std::time::Duration;
 
 use clap::{Args, Subcommand};
 
+use crate::check::verdict::Expectations;
 use crate::run::{self, Options, Outcome};
-use crate::{disk, judge};
+use crate::{check, disk};
 
 /// A run has so many rounds of faults at least, however short it is.
 const ROUNDS_MIN: u64 = 4;
@@ -75,10 +76,13 @@ impl Faults {
                 print!("{}", run::list());
                 Ok(ExitCode::SUCCESS)
             }
-            Self::Check { file } => judge::judge_file(&file).map(|judgement| {
-                println!("{judgement}");
-                if judgement.is_clean() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-            }),
+            Self::Check { file } => {
+                let report = check::check_file(&file, &Expectations::default());
+                report.map_err(|e| std::io::Error::other(e.to_string())).map(|report| {
+                    print!("{report}");
+                    ExitCode::from(report.verdict.exit_code())
+                })
+            }
             Self::Disk { control, mountpoint } => disk::serve(&control, &mountpoint).map(|()| ExitCode::SUCCESS),
         };
         ended.unwrap_or_else(|e| {

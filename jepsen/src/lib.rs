@@ -16,7 +16,6 @@ pub mod disk;
 pub mod harness;
 pub mod history;
 #[cfg(feature = "faults")]
-pub mod judge;
 #[cfg(feature = "faults")]
 mod nemesis;
 pub mod rng;

@@ -10,11 +10,12 @@ use std::time::Duration;
 
 use serde_json::json;
 
+use crate::check;
+use crate::check::verdict::{Expectations, Figures, Verdict};
 use crate::client::Directory;
 use crate::harness::{ClusterOptions, DigestView};
 use crate::history::event::What;
 use crate::history::record::Recorder;
-use crate::judge;
 use crate::nemesis::{self, Equipment, Need, Schedule, World};
 use crate::workload::{self, Part, stage::Stage};
 
@@ -22,6 +23,8 @@ pub use probe::list;
 
 /// Longest time for all nodes to have applied the same entries at the end.
 const SAME_MAX: Duration = Duration::from_secs(60);
+/// A run in which less than this was acknowledged shows nothing.
+const ACKNOWLEDGED_MIN: usize = 20;
 /// With these keys a node takes a snapshot about every hundred entries and keeps little log behind it.
 const SHORT_LOG: [(&str, &str); 4] = [
     ("QUORATE_SNAPSHOT_LOG_BYTES", "16384"),
@@ -70,11 +73,12 @@ pub enum Outcome {
 struct Report {
     outcome: Outcome,
     text: String,
+    figures: Option<Figures>,
 }
 
 impl Report {
     fn unknown(why: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Unknown, text: why.into() }
+        Self { outcome: Outcome::Unknown, text: why.into(), figures: None }
     }
 }
 
@@ -117,6 +121,8 @@ pub fn run(options: &Options) -> io::Result<Outcome> {
         "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
         "events": events,
         "outcome": format!("{:?}", report.outcome),
+        "figures": report.figures,
+        "faults": recorder.faults(),
         "notes": notes,
     });
     fs::write(options.out.join("run.json"), format!("{about:#}\n"))?;
@@ -213,16 +219,22 @@ fn conclude(options: &Options, recorder: &Recorder, broken: &[String], has_choic
     if let Err(e) = recorder.flush() {
         return Report::unknown(format!("the history could not be written: {e}"));
     }
-    let judgement = match judge::judge_file(&options.out.join("history.jsonl")) {
-        Ok(judgement) => judgement,
-        Err(e) => return Report::unknown(format!("the history could not be read: {e}")),
+    let report = match check::check_file(&options.out.join("history.jsonl"), &expected(recorder, has_choices)) {
+        Ok(report) => report,
+        Err(e) => return Report::unknown(format!("the history cannot be judged: {e}")),
     };
-    let outcome = if !judgement.is_clean() || !broken.is_empty() {
-        Outcome::Violation
-    } else if judgement.outcomes[0] == 0 || (has_choices && judgement.faults == 0) {
-        Outcome::Unknown
-    } else {
-        Outcome::Pass
+    let outcome = match &report.verdict {
+        Verdict::Violation(_) => Outcome::Violation,
+        _ if !broken.is_empty() => Outcome::Violation,
+        Verdict::Unknown(_) => Outcome::Unknown,
+        Verdict::Pass => Outcome::Pass,
     };
-    Report { outcome, text: format!("{judgement}{}", broken.join("\n")) }
+    Report { outcome, text: format!("{report}{}", broken.join("\n")), figures: Some(report.figures) }
+}
+
+/// What a run must have had to count: a fault, if any was asked for, and the rows of two nodes at least.
+fn expected(recorder: &Recorder, has_choices: bool) -> Expectations {
+    let is_quiet = has_choices && recorder.faults().is_empty();
+    let nemeses = if is_quiet { vec!["of any kind".to_owned()] } else { Vec::new() };
+    Expectations { acknowledged_min: ACKNOWLEDGED_MIN, digests_min: 2, nemeses, ..Expectations::default() }
 }

@@ -4,6 +4,8 @@ use super::testkit::History;
 use super::testkit::broker::{World, run};
 use super::verdict::Verdict;
 
+mod mutations;
+
 const SEEDS: u64 = 1500;
 
 fn pass(world: World) {

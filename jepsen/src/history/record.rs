@@ -3,6 +3,7 @@
 //! The clock is read under the lock that orders the lines, so the file is in the order of its times, and what a client
 //! writes down before it sends comes before everything that the sending brings about.
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 use std::path::Path;
@@ -31,6 +32,8 @@ struct Shared {
 struct Out {
     file: BufWriter<File>,
     events: u64,
+    /// By nemesis.
+    faults: BTreeMap<String, u64>,
     failed: Option<io::Error>,
 }
 
@@ -40,7 +43,8 @@ impl Recorder {
     /// # Errors
     /// When the file cannot be made.
     pub fn create(path: &Path) -> io::Result<Self> {
-        let out = Out { file: BufWriter::new(File::create(path)?), events: 0, failed: None };
+        let file = BufWriter::new(File::create(path)?);
+        let out = Out { file, events: 0, faults: BTreeMap::new(), failed: None };
         Ok(Self(Arc::new(Shared {
             begin: Instant::now(),
             ops: AtomicU64::new(1),
@@ -59,6 +63,9 @@ impl Recorder {
     pub fn record(&self, client: Option<Client>, what: What) {
         let mut out = self.0.out.lock().unwrap_or_else(PoisonError::into_inner);
         let at_ns = u64::try_from(self.0.begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        if let What::Fault { nemesis, .. } = &what {
+            *out.faults.entry(nemesis.clone()).or_default() += 1;
+        }
         let event = Event { at_ns, client, what };
         let written = serde_json::to_string(&event).map_err(io::Error::from).and_then(|l| writeln!(out.file, "{l}"));
         match written {
@@ -81,6 +88,12 @@ impl Recorder {
     #[must_use]
     pub fn notes(&self) -> Vec<String> {
         self.0.notes.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How many faults were made, by nemesis.
+    #[must_use]
+    pub fn faults(&self) -> BTreeMap<String, u64> {
+        self.0.out.lock().unwrap_or_else(PoisonError::into_inner).faults.clone()
     }
 
     /// Everything so far is in the file. How many events.

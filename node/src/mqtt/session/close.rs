@@ -5,6 +5,7 @@ use std::sync::Arc;
 use quorate_store::command::{Close, Command};
 use quorate_store::effect::KickReason;
 
+use super::requests::Wait;
 use super::{CLOSE_REQUEST, Output, Session, State};
 use crate::mqtt::packet::{ConnAck, Outgoing};
 use crate::mqtt::reason::Reason;
@@ -75,7 +76,9 @@ impl Session {
                 (Some(if elsewhere { Reason::USE_ANOTHER_SERVER } else { Reason::SERVER_BUSY }), server_reference)
             }
         };
-        if let Some(reason) = reason {
+        // The CONNECT may yet be committed, and its will be published: a refusal would say that it had no effect.
+        let is_undecided = self.pending.iter().any(|pending| matches!(pending.wait, Wait::Connect));
+        if let Some(reason) = reason.filter(|_| !is_undecided) {
             out.packets.push(match self.state {
                 State::Connecting => Outgoing::ConnAck(Box::new(ConnAck {
                     session_present: false,

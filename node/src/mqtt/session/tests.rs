@@ -234,10 +234,28 @@ fn a_connect_can_be_refused_before_and_after_the_log() {
     let mut rig = Rig::connecting(Version::V5, hello(Version::V5), MqttOptions::default());
     rig.outcome(0, Outcome::ConnectExpired);
     assert_eq!(rig.said(), [("connack", 0, 0x88)]);
-    let mut rig = Rig::connecting(Version::V5, hello(Version::V5), MqttOptions::default());
-    let late = Now { mono_ms: NOW.mono_ms + 10_000, ..NOW };
-    rig.session.tick(late, &mut rig.out);
-    assert_eq!(rig.said(), [("connack", 0, 0x88)]);
+}
+
+#[test]
+fn a_connect_that_may_yet_be_committed_is_not_refused() {
+    let late = |rig: &mut Rig| {
+        let now = Now { mono_ms: NOW.mono_ms + 10_000, ..NOW };
+        rig.session.tick(now, &mut rig.out);
+    };
+    let sent_away = |rig: &mut Rig| {
+        let ending = Ending::Redirect { reason: Reason::SERVER_UNAVAILABLE, server_reference: None };
+        rig.session.end(ending, &mut rig.out);
+    };
+    let without_incarnation = |rig: &mut Rig| {
+        rig.session.end(Ending::IncarnationOver { server_reference: None }, &mut rig.out);
+    };
+    let ways: [&dyn Fn(&mut Rig); 3] = [&late, &sent_away, &without_incarnation];
+    for end in ways {
+        let mut rig = Rig::connecting(Version::V5, hello(Version::V5), MqttOptions::default());
+        end(&mut rig);
+        assert_eq!(rig.said(), []);
+        assert!(rig.session.is_over() && rig.out.closed.is_some());
+    }
 }
 
 #[test]
