@@ -17,7 +17,7 @@ use crate::mqtt::sys::SysAsk;
 #[derive(Debug)]
 pub(super) struct Pending {
     request: Request,
-    wait: Wait,
+    pub(super) wait: Wait,
 }
 
 /// What a client, or the session itself, waits for.
