@@ -13,7 +13,7 @@ BIN := $(CARGO_TARGET_DIR)/release
 # One profile for everything: tests run on the binary that is shipped.
 FLAGS := --release --locked
 
-.PHONY: help setup build demo test system interop verify fmt clippy deny doc tidy fix bench bench-trie sim jepsen conformance
+.PHONY: help setup build demo test system interop verify fmt clippy deny doc tidy fix bench bench-trie sim jepsen jepsen-full conformance
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -83,11 +83,20 @@ sim: setup ## three nodes on virtual time, with faults by chance; ARGS are passe
 	$(CARGO) build $(FLAGS) -p quorate-sim
 	$(BIN)/quorate-jepsen sim $(or $(ARGS),--seeds 0..1000)
 
-jepsen: setup ## the history checkers' own tests, simulated nodes, then real processes under faults
-	$(CARGO) build $(FLAGS) -p quorate-sim
-	$(BIN)/quorate-jepsen sim --seeds 0..300 --check
-	$(CARGO) test $(FLAGS) -p quorate-jepsen
-	$(CARGO) test $(FLAGS) -p quorate --test 'system_*' $(ARGS)
+# Histories of runs that failed stay there, those of good ones do not.
+RUNS := $(CACHE)/jepsen
+jepsen: setup ## simulated nodes, then real ones under faults, judged by what their clients saw; ARGS are passed on
+	$(CARGO) build $(FLAGS) -p quorate -p quorate-sim -p quorate-jepsen --bins
+	$(BIN)/quorate-jepsen sim --seeds 0..150 --check
+	$(BIN)/quorate-faults campaign --time 40 --out $(RUNS)/brief $(ARGS)
+
+HOURS ?= 4
+SEED ?= 1
+jepsen-full: setup ## hours of it over the whole matrix (HOURS=4 SEED=1), and docs/PROOF.md; ARGS are passed on
+	$(CARGO) build $(FLAGS) -p quorate -p quorate-sim -p quorate-jepsen --bins
+	$(BIN)/quorate-jepsen sim --seeds 0..2000
+	$(BIN)/quorate-faults campaign --hours $(HOURS) --seed $(SEED) --out $(RUNS)/full $(ARGS)
+	$(BIN)/quorate-faults report --fresh $(RUNS)/full
 
 # The results of the page are those of this run, also when a test failed. Reports go under the workspace, whatever the
 # target directory.

@@ -2,9 +2,12 @@
 //!
 //! It shares no code with the broker, so that a mistake there is not repeated here. The system tests
 //! (`node/tests/system_*.rs`) and the load generator run real brokers through [`harness`], speak [`wire`], write down
-//! what every client saw as a [`history::History`] and hand it to [`check::check`].
-//! The deterministic simulator of DESIGN is not here yet.
+//! what every client saw as a [`history::History`] and hand it to [`check::check`]. `quorate-faults` (feature `faults`)
+//! puts such brokers under faults and records events ([`history::event`]), which the checkers of all guarantees judge.
+//! The deterministic simulator is a crate of its own, `jepsen/sim`.
 
+#[cfg(feature = "faults")]
+mod campaign;
 pub mod check;
 #[cfg(feature = "faults")]
 pub mod cli;
@@ -16,8 +19,9 @@ pub mod disk;
 pub mod harness;
 pub mod history;
 #[cfg(feature = "faults")]
-#[cfg(feature = "faults")]
 mod nemesis;
+#[cfg(feature = "faults")]
+mod report;
 pub mod rng;
 #[cfg(feature = "faults")]
 pub mod run;

@@ -17,6 +17,7 @@ use crate::harness::{ClusterOptions, DigestView};
 use crate::history::event::What;
 use crate::history::record::Recorder;
 use crate::nemesis::{self, Equipment, Need, Schedule, World};
+use crate::report::plot;
 use crate::workload::{self, Part, stage::Stage};
 
 pub use probe::list;
@@ -123,11 +124,25 @@ pub fn run(options: &Options) -> io::Result<Outcome> {
         "outcome": format!("{:?}", report.outcome),
         "figures": report.figures,
         "faults": recorder.faults(),
+        "not_installed": recorder.not_installed(),
         "notes": notes,
     });
     fs::write(options.out.join("run.json"), format!("{about:#}\n"))?;
+    let title = format!("{} under {}, seed {}", options.workload, options.nemesis, options.seed);
+    draw(&options.out, &title);
     println!("{text}");
     Ok(report.outcome)
+}
+
+/// The picture is for the eye: a run without one is as good.
+fn draw(out: &Path, title: &str) {
+    let drawn = fs::read_to_string(out.join("history.jsonl")).map_err(Into::into).and_then(|history| {
+        let events = history.lines().filter_map(|line| serde_json::from_str(line).ok());
+        plot::draw(events, title, &out.join("plot.svg"))
+    });
+    if let Err(e) = drawn {
+        eprintln!("no plot: {e}");
+    }
 }
 
 /// The data of nodes that did well is of no use and takes hundreds of megabytes; their logs stay.

@@ -36,6 +36,18 @@ fn bytes_and_names_are_kept_exactly_when_each_was_synced() {
 }
 
 #[test]
+fn a_file_that_lost_one_of_its_names_gets_another() {
+    let disk = FaultDisk::new();
+    fs::write(disk.join("table"), b"x").unwrap();
+    for snapshot in 0..3 {
+        let name = disk.join(&format!("snapshot-{snapshot}"));
+        fs::hard_link(disk.join("table"), &name).unwrap();
+        fs::remove_file(&name).unwrap();
+    }
+    assert_eq!(fs::read(disk.join("table")).unwrap(), b"x");
+}
+
+#[test]
 fn after_the_cut_nothing_more_reaches_the_disk() {
     let mut disk = FaultDisk::new();
     let root = File::open(disk.path()).unwrap();

@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::history::MessageName;
 use crate::history::event::Client;
@@ -202,7 +202,8 @@ impl Verdict {
 }
 
 /// What was counted, for docs and machines.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Figures {
     /// Lines.
     pub events: usize,

@@ -402,7 +402,7 @@ impl Disk {
         Ok(())
     }
 
-    fn names_of(&self, ino: Ino) -> Vec<OsString> {
+    pub(super) fn names_of(&self, ino: Ino) -> Vec<OsString> {
         let dirs = self.nodes.values().filter_map(|node| match node {
             Node::Dir(dir) => Some(dir),
             Node::File(_) => None,

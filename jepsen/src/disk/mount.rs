@@ -44,7 +44,8 @@ fn attr(disk: &Disk, ino: Ino) -> Result<FileAttr, i32> {
         crtime: epoch,
         kind,
         perm,
-        nlink: 1,
+        // The kernel counts down from this when a name goes, and makes no link to a file that it takes for nameless.
+        nlink: u32::try_from(disk.names_of(ino).len()).unwrap_or(u32::MAX).max(1),
         uid: 0,
         gid: 0,
         rdev: 0,

@@ -7,6 +7,8 @@
 use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
+use std::os::linux::net::SocketAddrExt as _;
+use std::os::unix::net::{SocketAddr, UnixListener};
 use std::process::{Command, Output, Stdio};
 
 use super::HarnessError;
@@ -33,6 +35,8 @@ pub struct Network {
     /// Begins the name of everything that is made.
     tag: String,
     net: u8,
+    /// Says to other processes here that the addresses are taken, as long as this one lives.
+    _claim: UnixListener,
     machines: usize,
     /// What machines drop of what comes in, by who asked for it.
     drops: BTreeMap<(u32, usize), Vec<Dropped>>,
@@ -69,6 +73,21 @@ fn ip(arguments: &str) -> Result<(), HarnessError> {
     Err(HarnessError::Answer { what: format!("{what} (network namespaces need root)"), answer })
 }
 
+/// Addresses that no other process here has.
+fn claim(pid: u32) -> Result<(u8, UnixListener), HarnessError> {
+    let [.., first] = pid.to_be_bytes();
+    for net in (first..=u8::MAX).chain(0..first) {
+        let name = SocketAddr::from_abstract_name(format!("quorate-network-{net}"));
+        match name.and_then(|name| UnixListener::bind_addr(&name)) {
+            Ok(claim) => return Ok((net, claim)),
+            Err(e) if e.kind() == std::io::ErrorKind::AddrInUse => {}
+            Err(e) => return Err(HarnessError::io("claiming addresses for machines")(e)),
+        }
+    }
+    let what = "claiming addresses for machines".into();
+    Err(HarnessError::Answer { what, answer: "all 256 networks are in use by other processes".into() })
+}
+
 impl Network {
     /// A network without machines.
     ///
@@ -76,8 +95,8 @@ impl Network {
     /// When this process may not make one.
     pub fn new() -> Result<Self, HarnessError> {
         let pid = std::process::id();
-        let [.., net] = pid.to_be_bytes();
-        let network = Self { tag: format!("q{pid}"), net, machines: 0, drops: BTreeMap::new() };
+        let (net, claim) = claim(pid)?;
+        let network = Self { tag: format!("q{pid}"), net, _claim: claim, machines: 0, drops: BTreeMap::new() };
         for link in [Link::Peers, Link::Clients] {
             let bridge = network.bridge(link);
             ip(&format!("link add {bridge} type bridge"))?;

@@ -34,6 +34,7 @@ struct Out {
     events: u64,
     /// By nemesis.
     faults: BTreeMap<String, u64>,
+    not_installed: BTreeMap<String, u64>,
     failed: Option<io::Error>,
 }
 
@@ -44,7 +45,8 @@ impl Recorder {
     /// When the file cannot be made.
     pub fn create(path: &Path) -> io::Result<Self> {
         let file = BufWriter::new(File::create(path)?);
-        let out = Out { file, events: 0, faults: BTreeMap::new(), failed: None };
+        let (faults, not_installed) = (BTreeMap::new(), BTreeMap::new());
+        let out = Out { file, events: 0, faults, not_installed, failed: None };
         Ok(Self(Arc::new(Shared {
             begin: Instant::now(),
             ops: AtomicU64::new(1),
@@ -63,8 +65,10 @@ impl Recorder {
     pub fn record(&self, client: Option<Client>, what: What) {
         let mut out = self.0.out.lock().unwrap_or_else(PoisonError::into_inner);
         let at_ns = u64::try_from(self.0.begin.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        if let What::Fault { nemesis, .. } = &what {
-            *out.faults.entry(nemesis.clone()).or_default() += 1;
+        match &what {
+            What::Fault { nemesis, .. } => *out.faults.entry(nemesis.clone()).or_default() += 1,
+            What::NotInstalled { nemesis, .. } => *out.not_installed.entry(nemesis.clone()).or_default() += 1,
+            _ => {}
         }
         let event = Event { at_ns, client, what };
         let written = serde_json::to_string(&event).map_err(io::Error::from).and_then(|l| writeln!(out.file, "{l}"));
@@ -94,6 +98,12 @@ impl Recorder {
     #[must_use]
     pub fn faults(&self) -> BTreeMap<String, u64> {
         self.0.out.lock().unwrap_or_else(PoisonError::into_inner).faults.clone()
+    }
+
+    /// How many could not be made, by nemesis.
+    #[must_use]
+    pub fn not_installed(&self) -> BTreeMap<String, u64> {
+        self.0.out.lock().unwrap_or_else(PoisonError::into_inner).not_installed.clone()
     }
 
     /// Everything so far is in the file. How many events.
