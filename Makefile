@@ -87,8 +87,8 @@ sim: setup ## three nodes on virtual time, with faults by chance; ARGS are passe
 RUNS := $(CACHE)/jepsen
 jepsen: setup ## simulated nodes, then real ones under faults, judged by what their clients saw; ARGS are passed on
 	$(CARGO) build $(FLAGS) -p quorate -p quorate-sim -p quorate-jepsen --bins
-	$(BIN)/quorate-jepsen sim --seeds 0..150 --check
-	$(BIN)/quorate-faults campaign --time 40 --out $(RUNS)/brief $(ARGS)
+	$(BIN)/quorate-jepsen sim --seeds 0..100 --check
+	$(BIN)/quorate-faults campaign --time 30 --out $(RUNS)/brief $(ARGS)
 
 HOURS ?= 4
 SEED ?= 1

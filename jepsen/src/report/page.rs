@@ -12,10 +12,10 @@ const HEAD: &str = "\
 What Quorate promises ([GUARANTEES.md](GUARANTEES.md)) is checked under faults by code that shares nothing with the broker
 and does not trust it: clients with an MQTT codec of their own write down everything that they see, and checkers hold the
 history against each promise. This page is written by `quorate-faults report`; do not edit it. The words about bugs are
-in `docs/proof/ledger.md`, the figures of every run in `docs/proof/runs.jsonl`.
+in [their ledger](proof/ledger.md), the figures of every run in `docs/proof/runs.jsonl`.
 
 ```sh
-make jepsen                       # what CI runs: simulated nodes, then real ones under faults, about ten minutes
+make jepsen                       # what CI runs: simulated nodes, then real ones under faults, about five minutes
 make jepsen-full HOURS=4          # the whole matrix, and this page
 quorate-faults run --workload mixed --nemesis kill,power-loss --time 60 --seed 7 --out /tmp/run
 quorate-faults list               # workloads and nemeses, and which of them this machine can have
