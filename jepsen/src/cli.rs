@@ -7,7 +7,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand};
 
 use crate::check::verdict::Expectations;
-use crate::run::{self, Options, Outcome};
+use crate::run::{self, Options};
 use crate::{campaign, check, disk, report};
 
 /// A run has so many rounds of faults at least, however short it is.
@@ -183,9 +183,5 @@ fn start(arguments: &Run) -> std::io::Result<ExitCode> {
         disk_server: this,
         command: std::env::args().collect::<Vec<_>>().join(" "),
     };
-    Ok(match run::run(&options)? {
-        Outcome::Pass => ExitCode::SUCCESS,
-        Outcome::Violation => ExitCode::FAILURE,
-        Outcome::Unknown => ExitCode::from(2),
-    })
+    Ok(ExitCode::from(run::run(&options)?.exit_code()))
 }

@@ -11,20 +11,20 @@ mod campaign;
 pub mod check;
 #[cfg(feature = "faults")]
 pub mod cli;
-#[cfg(feature = "faults")]
 mod client;
 pub mod conformance;
 #[cfg(feature = "faults")]
 pub mod disk;
+pub mod drill;
 pub mod harness;
 pub mod history;
 #[cfg(feature = "faults")]
 mod nemesis;
+pub mod outcome;
 #[cfg(feature = "faults")]
 mod report;
 pub mod rng;
 #[cfg(feature = "faults")]
 pub mod run;
 pub mod wire;
-#[cfg(feature = "faults")]
 mod workload;

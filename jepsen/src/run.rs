@@ -10,22 +10,21 @@ use std::time::Duration;
 
 use serde_json::json;
 
-use crate::check;
-use crate::check::verdict::{Expectations, Figures, Verdict};
-use crate::client::Directory;
+use crate::check::verdict::Expectations;
+use crate::client::{Directory, Identity};
 use crate::harness::{ClusterOptions, DigestView};
 use crate::history::event::What;
 use crate::history::record::Recorder;
 use crate::nemesis::{self, Equipment, Need, Schedule, World};
+use crate::outcome::{ACKNOWLEDGED_MIN, Report};
 use crate::report::plot;
-use crate::workload::{self, Part, stage::Stage};
+use crate::workload::{self, stage::Stage};
 
+pub use crate::outcome::Outcome;
 pub use probe::list;
 
 /// Longest time for all nodes to have applied the same entries at the end.
 const SAME_MAX: Duration = Duration::from_secs(60);
-/// A run in which less than this was acknowledged shows nothing.
-const ACKNOWLEDGED_MIN: usize = 20;
 /// With these keys a node takes a snapshot about every hundred entries and keeps little log behind it.
 const SHORT_LOG: [(&str, &str); 4] = [
     ("QUORATE_SNAPSHOT_LOG_BYTES", "16384"),
@@ -59,30 +58,6 @@ pub struct Options {
     pub command: String,
 }
 
-/// How it ended.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Every promise that was checked was kept.
-    Pass,
-    /// One was broken.
-    Violation,
-    /// The run shows nothing: it could not be done.
-    Unknown,
-}
-
-/// What came of it.
-struct Report {
-    outcome: Outcome,
-    text: String,
-    figures: Option<Figures>,
-}
-
-impl Report {
-    fn unknown(why: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Unknown, text: why.into(), figures: None }
-    }
-}
-
 /// Runs it. The verdict is in `verdict.txt` of its folder, and printed.
 ///
 /// # Errors
@@ -94,44 +69,23 @@ pub fn run(options: &Options) -> io::Result<Outcome> {
     }
     fs::create_dir_all(&nodes)?;
     let recorder = Recorder::create(&options.out.join("history.jsonl"))?;
-    let mut report = perform(options, &recorder);
-    let notes = recorder.notes();
-    let events = recorder.flush().unwrap_or_else(|e| {
-        report = Report::unknown(format!("the history could not be written: {e}"));
-        0
-    });
-    let mut text = format!("{:?}\n{}\n", report.outcome, report.text.trim_end());
-    for note in &notes {
-        text.push_str(&format!("note: {note}\n"));
-    }
-    if report.outcome == Outcome::Pass {
-        remove_data(&nodes);
-    } else {
-        text.push_str(&format!("to run it again: {}\n", options.command));
-    }
-    fs::write(options.out.join("verdict.txt"), &text)?;
+    let report = perform(options, &recorder);
     let about = json!({
-        "command": options.command,
         "seed": options.seed,
         "workload": options.workload,
         "nemesis": options.nemesis,
         "time_s": options.time.as_secs(),
         "nodes": options.nodes,
         "broker": version_of(&options.broker),
-        "harness": env!("CARGO_PKG_VERSION"),
         "kernel": fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default().trim(),
-        "events": events,
-        "outcome": format!("{:?}", report.outcome),
-        "figures": report.figures,
-        "faults": recorder.faults(),
-        "not_installed": recorder.not_installed(),
-        "notes": notes,
     });
-    fs::write(options.out.join("run.json"), format!("{about:#}\n"))?;
+    if report.outcome == Outcome::Pass {
+        remove_data(&nodes);
+    }
     let title = format!("{} under {}, seed {}", options.workload, options.nemesis, options.seed);
+    let outcome = report.publish(&options.out, &recorder, about, &options.command)?;
     draw(&options.out, &title);
-    println!("{text}");
-    Ok(report.outcome)
+    Ok(outcome)
 }
 
 /// The picture is for the eye: a run without one is as good.
@@ -161,19 +115,8 @@ fn version_of(broker: &Path) -> String {
     said.map_or_else(|e| e.to_string(), |output| String::from_utf8_lossy(&output.stdout).trim().to_owned())
 }
 
-/// The actors of a list of workloads.
-fn parts(list: &str) -> Result<Vec<Part>, String> {
-    let mut parts = Vec::new();
-    for (group, name) in (0..).zip(list.split(',')) {
-        let found = workload::ALL.iter().find(|workload| workload.name == name);
-        let workload = found.ok_or_else(|| format!("there is no workload {name:?}: see `quorate-faults list`"))?;
-        parts.extend((workload.parts)(group));
-    }
-    Ok(parts)
-}
-
 fn perform(options: &Options, recorder: &Recorder) -> Report {
-    let (parts, choices) = match (parts(&options.workload), nemesis::parse(&options.nemesis)) {
+    let (parts, choices) = match (workload::parts(&options.workload), nemesis::parse(&options.nemesis)) {
         (Ok(parts), Ok(choices)) => (parts, choices),
         (Err(e), _) | (_, Err(e)) => return Report::unknown(e),
     };
@@ -197,7 +140,7 @@ fn perform(options: &Options, recorder: &Recorder) -> Report {
         Ok(world) => world,
         Err(e) => return Report::unknown(format!("the cluster did not start: {e}")),
     };
-    let stage = match Stage::start(parts, options.seed, recorder, &directory) {
+    let stage = match Stage::start(parts, options.seed, recorder, &directory, &Identity::default()) {
         Ok(stage) => stage,
         Err(e) => return Report::unknown(format!("without any fault: {e}")),
     };
@@ -214,7 +157,7 @@ fn perform(options: &Options, recorder: &Recorder) -> Report {
     broken.extend(stage.drain().into_iter().map(|stuck| format!("stuck: {stuck}")));
     digests(&mut world, recorder, &mut broken);
     drop(world);
-    conclude(options, recorder, &broken, has_choices)
+    Report::of(&options.out, recorder, &expected(recorder, has_choices), &broken)
 }
 
 /// All nodes' rows by a full scan, written down.
@@ -228,23 +171,6 @@ fn digests(world: &mut World, recorder: &Recorder, broken: &mut Vec<String>) {
             recorder.record(None, What::Digest { node: node.name.clone(), applied, digest });
         }
     }
-}
-
-fn conclude(options: &Options, recorder: &Recorder, broken: &[String], has_choices: bool) -> Report {
-    if let Err(e) = recorder.flush() {
-        return Report::unknown(format!("the history could not be written: {e}"));
-    }
-    let report = match check::check_file(&options.out.join("history.jsonl"), &expected(recorder, has_choices)) {
-        Ok(report) => report,
-        Err(e) => return Report::unknown(format!("the history cannot be judged: {e}")),
-    };
-    let outcome = match &report.verdict {
-        Verdict::Violation(_) => Outcome::Violation,
-        _ if !broken.is_empty() => Outcome::Violation,
-        Verdict::Unknown(_) => Outcome::Unknown,
-        Verdict::Pass => Outcome::Pass,
-    };
-    Report { outcome, text: format!("{report}{}", broken.join("\n")), figures: Some(report.figures) }
 }
 
 /// What a run must have had to count: a fault, if any was asked for, and the rows of two nodes at least.

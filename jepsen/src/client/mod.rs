@@ -5,8 +5,10 @@
 //! wait has a bound, after which the outcome is *info* and the connection is broken off.
 
 mod conn;
+mod identity;
 mod receive;
 mod session;
+mod sweep;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +18,9 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 
 use conn::{Conn, Over};
+pub(crate) use identity::Identity;
 use session::{Session, State};
+pub(crate) use sweep::{knock, sweep};
 
 use crate::history::MessageName;
 use crate::history::event::{self, Answer, Call, Closing, Connection, OpId, What};
@@ -94,7 +98,7 @@ pub(crate) struct Client {
     pub(crate) delivered_at: Option<Instant>,
     /// How many have come.
     pub(crate) delivered: u64,
-    name: String,
+    identity: Identity,
     recorder: Recorder,
     directory: Directory,
     session: Session,
@@ -115,7 +119,14 @@ pub(crate) struct Client {
 }
 
 impl Client {
-    pub(crate) fn new(id: u32, seed: u64, manner: Manner, recorder: Recorder, directory: Directory) -> Self {
+    pub(crate) fn new(
+        id: u32,
+        seed: u64,
+        manner: Manner,
+        recorder: Recorder,
+        directory: Directory,
+        identity: Identity,
+    ) -> Self {
         Self {
             id: event::Client(id),
             rng: Rng::of(seed, u64::from(id)),
@@ -123,7 +134,7 @@ impl Client {
             will: None,
             delivered_at: None,
             delivered: 0,
-            name: format!("jepsen-{id}"),
+            identity,
             recorder,
             directory,
             session: Session::default(),
@@ -192,8 +203,11 @@ impl Client {
             self.lose_session("Clean Start");
         }
         let op = self.recorder.op();
+        if let Some(will) = &mut self.will {
+            will.topic = self.identity.topic(&will.topic);
+        }
         let connect = encode::Connect {
-            client_id: self.name.clone(),
+            client_id: self.identity.client_id(self.id.0),
             clean,
             keep_alive_s: KEEP_ALIVE_S,
             expiry_s: self.manner.expiry_s,
@@ -207,7 +221,7 @@ impl Client {
             }),
         };
         let mut bytes = Vec::new();
-        encode::connect(&mut bytes, self.manner.version, &connect);
+        encode::connect_as(&mut bytes, self.manner.version, &connect, self.identity.login.as_ref());
         let (connection, expiry_s, will) = (conn.id, self.manner.expiry_s, self.will.take());
         let call = Call::Connect { connection, node, clean_start: clean, expiry_s, will };
         self.record(What::Invoke { op, call });
@@ -349,7 +363,7 @@ impl Client {
         let message = MessageName { publisher: self.id.0, seq: self.seq };
         self.seq += 1;
         let (op, packet_id) = (self.recorder.op(), self.session.id());
-        let topic = topic.to_owned();
+        let topic = self.identity.topic(topic);
         let publish = Publish {
             dup: false,
             qos,
@@ -372,6 +386,7 @@ impl Client {
     /// SUBSCRIBE with one filter, waited for. Whether it was granted.
     pub(crate) fn subscribe(&mut self, filter: &str, qos: u8) -> bool {
         let Some(connection) = self.conn.as_ref().map(|c| c.id) else { return false };
+        let filter = &self.identity.filter(filter);
         let (op, packet_id) = (self.recorder.op(), self.session.id());
         self.record(What::Invoke { op, call: Call::Subscribe { connection, filter: filter.to_owned(), qos } });
         let mut bytes = Vec::new();
@@ -383,6 +398,7 @@ impl Client {
     /// UNSUBSCRIBE of one filter, waited for. Whether it was accepted.
     pub(crate) fn unsubscribe(&mut self, filter: &str) -> bool {
         let Some(connection) = self.conn.as_ref().map(|c| c.id) else { return false };
+        let filter = &self.identity.filter(filter);
         let (op, packet_id) = (self.recorder.op(), self.session.id());
         self.record(What::Invoke { op, call: Call::Unsubscribe { connection, filter: filter.to_owned() } });
         let mut bytes = Vec::new();
@@ -394,6 +410,7 @@ impl Client {
     /// The retained value of a topic. `is_quiet`: no fault is about, so that silence means that there is none.
     pub(crate) fn read_retained(&mut self, topic: &str, is_quiet: bool) {
         let Some(connection) = self.conn.as_ref().map(|c| c.id) else { return };
+        let topic = &self.identity.topic(topic);
         let (op, packet_id) = (self.recorder.op(), self.session.id());
         self.record(What::Invoke { op, call: Call::ReadRetained { connection, topic: topic.to_owned() } });
         let mut bytes = Vec::new();

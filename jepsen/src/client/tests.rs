@@ -2,7 +2,7 @@ use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::time::{Duration, Instant};
 
-use super::{Client, Directory, Manner};
+use super::{Client, Directory, Identity, Manner};
 use crate::history::MessageName;
 use crate::history::event::{Answer, Event, What};
 use crate::history::record::Recorder;
@@ -31,7 +31,7 @@ fn events(says: Vec<u8>, act: impl FnOnce(&mut Client)) -> Vec<What> {
     let directory = Directory::default();
     directory.set(vec![("n1".to_owned(), broker(says))]);
     let manner = Manner { hold_percent: 0, answer_max: Duration::from_secs(30), ..Manner::default() };
-    let mut client = Client::new(0, 1, manner, recorder.clone(), directory);
+    let mut client = Client::new(0, 1, manner, recorder.clone(), directory, Identity::default());
     assert!(client.ensure_connected(Instant::now()));
     act(&mut client);
     recorder.flush().unwrap();

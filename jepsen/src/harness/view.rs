@@ -50,6 +50,15 @@ pub struct NodeView {
     pub state: String,
     /// Applied log index, as far as the asked node knows.
     pub applied: Option<u64>,
+    /// Where MQTT clients reach it.
+    #[serde(default)]
+    pub mqtt: String,
+    /// Where the other nodes reach it.
+    #[serde(default)]
+    pub peer: String,
+    /// Where its administration is.
+    #[serde(default)]
+    pub admin: String,
 }
 
 impl ClusterView {

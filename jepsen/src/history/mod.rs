@@ -6,7 +6,6 @@
 pub mod event;
 pub mod index;
 pub mod read;
-#[cfg(feature = "faults")]
 pub mod record;
 
 use std::fmt;

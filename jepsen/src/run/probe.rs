@@ -45,7 +45,7 @@ fn netem() -> Result<(), String> {
 #[must_use]
 pub fn list() -> String {
     let mut text = String::from("workloads:\n");
-    for workload in workload::ALL {
+    for workload in &workload::ALL {
         text.push_str(&format!("  {:20} {}\n", workload.name, workload.about));
     }
     text.push_str("nemeses (a,b: in turn and together; a+b: always together, a first; none; all):\n");

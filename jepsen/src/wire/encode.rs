@@ -35,6 +35,22 @@ pub struct Connect {
     pub will: Option<Will>,
 }
 
+/// User name and password of a CONNECT.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Login {
+    /// User name.
+    pub user: String,
+    /// Password; 3.1.1 and 5.0 know logins without one.
+    pub password: Option<String>,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        // The password goes nowhere but to the broker.
+        f.debug_struct("Login").field("user", &self.user).finish_non_exhaustive()
+    }
+}
+
 fn prefixed(out: &mut Vec<u8>, bytes: &[u8]) {
     let length = u16::try_from(bytes.len()).unwrap_or(u16::MAX);
     out.extend(length.to_be_bytes());
@@ -89,11 +105,21 @@ pub fn connect(out: &mut Vec<u8>, version: Version, connect: &Connect) {
 
 /// CONNECT with properties beside those that [`Connect`] has a field for.
 pub fn connect_with(out: &mut Vec<u8>, version: Version, connect: &Connect, more: &[Property]) {
+    connect_whole(out, version, connect, more, None);
+}
+
+/// CONNECT with user name and password.
+pub fn connect_as(out: &mut Vec<u8>, version: Version, connect: &Connect, login: Option<&Login>) {
+    connect_whole(out, version, connect, &[], login);
+}
+
+fn connect_whole(out: &mut Vec<u8>, version: Version, connect: &Connect, more: &[Property], login: Option<&Login>) {
     let mut body = Vec::new();
     prefixed(&mut body, b"MQTT");
     body.push(if version == Version::V4 { 4 } else { 5 });
     let will_flags = connect.will.as_ref().map_or(0, |w| 0x04 | ((w.qos & 3) << 3) | if w.retain { 0x20 } else { 0 });
-    body.push(will_flags | if connect.clean { 0x02 } else { 0 });
+    let login_flags = login.map_or(0, |login| 0x80 | if login.password.is_some() { 0x40 } else { 0 });
+    body.push(login_flags | will_flags | if connect.clean { 0x02 } else { 0 });
     body.extend(connect.keep_alive_s.to_be_bytes());
     let mut list = Vec::new();
     if connect.expiry_s > 0 {
@@ -110,6 +136,12 @@ pub fn connect_with(out: &mut Vec<u8>, version: Version, connect: &Connect, more
         properties(&mut body, version, if will.delay_s > 0 { std::slice::from_ref(&delay) } else { &[] });
         prefixed(&mut body, will.topic.as_bytes());
         prefixed(&mut body, &will.payload);
+    }
+    if let Some(Login { user, password }) = login {
+        prefixed(&mut body, user.as_bytes());
+        if let Some(password) = password {
+            prefixed(&mut body, password.as_bytes());
+        }
     }
     packet(out, 0x10, &body);
 }

@@ -18,6 +18,31 @@ mod wills;
 
 use crate::client::{Client, Manner};
 
+/// The actors of a list of workloads, with commas between.
+///
+/// # Errors
+/// Names what there is not, and what there is.
+pub(crate) fn parts(list: &str) -> Result<Vec<Part>, String> {
+    let mut parts = Vec::new();
+    for (group, workload) in (0..).zip(named(list)?) {
+        parts.extend((workload.parts)(group));
+    }
+    Ok(parts)
+}
+
+/// The workloads of such a list.
+///
+/// # Errors
+/// As [`parts`].
+pub(crate) fn named(list: &str) -> Result<Vec<&'static Workload>, String> {
+    let find = |name: &str| {
+        let names = || ALL.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ");
+        let found = ALL.iter().find(|workload| workload.name == name);
+        found.ok_or_else(|| format!("there is no workload {name:?}; there are {}", names()))
+    };
+    list.split(',').map(find).collect()
+}
+
 /// What one client does.
 pub(crate) trait Actor: Send {
     /// Before the first fault, on a connection; called again until it is true.
@@ -53,7 +78,7 @@ pub(crate) struct Workload {
 }
 
 /// All of them.
-pub(crate) const ALL: [Workload; 9] = [
+pub(crate) static ALL: [Workload; 9] = [
     queue::WORKLOAD,
     exactly_once::WORKLOAD,
     retained::WORKLOAD,

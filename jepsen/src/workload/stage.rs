@@ -6,7 +6,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::{Actor, Part};
-use crate::client::{Client, Directory};
+use crate::client::{Client, Directory, Identity};
 use crate::history::record::Recorder;
 
 /// Longest time for all clients to be set up, without any fault.
@@ -27,6 +27,8 @@ enum Phase {
     Load,
     Drain,
     Read,
+    /// Nothing matters any more: everybody goes home.
+    Over,
 }
 
 #[derive(Debug, Default)]
@@ -63,17 +65,31 @@ impl Stage {
     ///
     /// # Errors
     /// Says who was not, without any fault.
-    pub(crate) fn start(parts: Vec<Part>, seed: u64, recorder: &Recorder, nodes: &Directory) -> Result<Self, String> {
+    pub(crate) fn start(
+        parts: Vec<Part>,
+        seed: u64,
+        recorder: &Recorder,
+        nodes: &Directory,
+        identity: &Identity,
+    ) -> Result<Self, String> {
         let shared = Arc::new(Shared::default());
         let threads = (0..).zip(parts).map(|(id, part)| {
-            let client = Client::new(id, seed, part.manner, recorder.clone(), nodes.clone());
+            let client = Client::new(id, seed, part.manner, recorder.clone(), nodes.clone(), identity.clone());
             let shared = Arc::clone(&shared);
             std::thread::spawn(move || act(&shared, client, part.actor))
         });
         let stage = Self { threads: threads.collect(), shared };
         stage.wait(Phase::Setup, SETUP_MAX + Duration::from_secs(10));
         let stuck = stage.stuck();
-        if stuck.is_empty() { Ok(stage) } else { Err(stuck.join("; ")) }
+        if stuck.is_empty() {
+            return Ok(stage);
+        }
+        stage.enter(Phase::Over);
+        for thread in stage.threads {
+            // What it says is that it is over.
+            drop(thread.join());
+        }
+        Err(stuck.join("; "))
     }
 
     /// The load begins.
@@ -131,7 +147,7 @@ fn act(shared: &Shared, mut client: Client, mut actor: Box<dyn Actor>) {
         actor.turn(&mut client);
     }
     let end = Instant::now() + DRAIN_MAX;
-    while !(client.ensure_connected(end) && client.open() == 0) {
+    while !(shared.is_in(Phase::Over) || client.ensure_connected(end) && client.open() == 0) {
         if Instant::now() >= end {
             let open = client.open();
             shared.stuck(match client.is_connected() {
@@ -141,6 +157,9 @@ fn act(shared: &Shared, mut client: Client, mut actor: Box<dyn Actor>) {
             break;
         }
         client.pump(LOOK);
+    }
+    if shared.is_in(Phase::Over) {
+        return client.give_up();
     }
     actor.last(&mut client);
     shared.finish();
