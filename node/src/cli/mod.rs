@@ -6,6 +6,7 @@
 mod acl;
 mod admin;
 mod cluster;
+mod drill;
 mod publish;
 mod settings;
 mod share;
@@ -105,6 +106,9 @@ enum Command {
     Pub(publish::PubArgs),
     /// Subscribe and print what comes
     Sub(subscribe::SubArgs),
+    /// Load and faults on your own staging cluster, and a verdict; without --yes only the plan
+    #[command(after_help = drill::EXIT_STATUSES)]
+    Drill(Box<drill::DrillArgs>),
     /// Print the default configuration, or check a file
     Config(ConfigArgs),
 }
@@ -139,6 +143,7 @@ pub fn run() -> ExitCode {
         Command::Share(args) => runtime().and_then(|runtime| runtime.block_on(share::run(args))),
         Command::Pub(args) => runtime().and_then(|runtime| runtime.block_on(publish::run(args))),
         Command::Sub(args) => runtime().and_then(|runtime| runtime.block_on(subscribe::run(args))),
+        Command::Drill(args) => runtime().and_then(|runtime| runtime.block_on(drill::run(*args))),
         Command::Config(args) => config(&args.command),
     };
     match result {

@@ -150,7 +150,7 @@ fn password(file: Option<&Path>) -> Result<String, Failure> {
     }
 }
 
-fn first_line(from: impl Read) -> std::io::Result<String> {
+pub(super) fn first_line(from: impl Read) -> std::io::Result<String> {
     /// More than any password may have.
     const LINE_BYTES_MAX: u64 = 1 << 16;
     let mut line = String::new();
