@@ -47,16 +47,23 @@ struct Simulated {
 }
 
 /// A mistake that was put into the broker on purpose.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(default)]
 struct Seeded {
     name: String,
-    guarantee: String,
+    /// Number in docs/GUARANTEES.md.
+    guarantee: u8,
+    what: String,
     /// `sim` or `run`; none: nothing noticed it.
     caught_by: Option<String>,
     command: String,
-    /// Seeds or seconds until it was noticed, in words.
-    to_catch: String,
+    /// How many seeds it took.
+    seeds: Option<u64>,
+    /// How many seconds it took.
+    seconds: Option<u64>,
     violation: String,
+    /// Why nothing noticed it.
+    why: String,
 }
 
 /// Where things are, from the root of the repository.

@@ -205,14 +205,20 @@ impl Page<'_> {
             "\n## Seeded bugs: {caught} of {} caught\n\n\
              Mistakes that were put into the broker on purpose, behind a feature that no release has, and whether the \
              ordinary seeds and workloads notice them.\n\n\
-             | bug | breaks | caught by | after | said |\n|---|---|---|---|---|",
+             | bug | breaks | what is wrong | caught by | after | said |\n|---|---|---|---|---|---|",
             self.seeded.len()
         );
         for bug in &self.seeded {
-            let by =
-                bug.caught_by.as_deref().map_or_else(|| "**not caught**".to_owned(), |_| format!("`{}`", bug.command));
-            let _ =
-                writeln!(page, "| {} | {} | {by} | {} | {} |", bug.name, bug.guarantee, bug.to_catch, bug.violation);
+            let is_caught = bug.caught_by.is_some();
+            let by = if is_caught { format!("`{}`", bug.command) } else { "**not caught**".to_owned() };
+            let after = match (bug.seeds, bug.seconds) {
+                (Some(1), _) => "the first seed".to_owned(),
+                (Some(seeds), _) => format!("{seeds} seeds"),
+                (None, Some(seconds)) => format!("{seconds} s"),
+                (None, None) => String::new(),
+            };
+            let said = if is_caught { &bug.violation } else { &bug.why };
+            let _ = writeln!(page, "| {} | {} | {} | {by} | {after} | {said} |", bug.name, bug.guarantee, bug.what);
         }
     }
 }
