@@ -2,10 +2,11 @@
 //!
 //! - A QoS 2 message is new to each client at most as often as it was published: once, or once more for each sending
 //!   in a new session of its publisher. A client that also is in a shared group may get it once more for each group.
+//!   Nor has it more packet identifiers than that, whatever its receiver made of them.
 //! - PUBREL says that PUBREC is committed: after it the message never comes again under that identifier.
 //! - A PUBLISH under an identifier that was received and not released is the same message, and has DUP=1.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use crate::history::event::Step;
 use crate::history::index::{ClientAt, Inbound, MessageAt};
@@ -21,6 +22,26 @@ enum Identifier {
     Released(MessageAt, Line, u32),
 }
 
+/// Deliveries of a message that count.
+#[derive(Default)]
+struct Seen {
+    /// New for the receiver.
+    new: Vec<Line>,
+    /// The first under each identifier.
+    identifiers: Vec<(u16, Line)>,
+}
+
+impl Seen {
+    fn take(&mut self, id: u16, repeated: bool, line: Line) {
+        if !repeated {
+            self.new.push(line);
+        }
+        if self.identifiers.iter().all(|(known, _)| *known != id) {
+            self.identifiers.push((id, line));
+        }
+    }
+}
+
 pub(super) fn check(run: &Run<'_>, found: &mut Found) {
     for client in 0..run.index.clients.len() {
         check_client(run, client, found);
@@ -29,7 +50,7 @@ pub(super) fn check(run: &Run<'_>, found: &mut Found) {
 
 fn check_client(run: &Run<'_>, client: ClientAt, found: &mut Found) {
     let mut identifiers: HashMap<u16, Identifier> = HashMap::new();
-    let mut times: HashMap<MessageAt, Vec<Line>> = HashMap::new();
+    let mut seen: BTreeMap<MessageAt, Seen> = BTreeMap::new();
     let bad = |message: MessageAt, kind, what: String, lines: &[Line]| {
         let mut violation = run.violation(Guarantee::ExactlyOnce, kind, Some(client), Some(message), what);
         violation.lines.extend_from_slice(lines);
@@ -60,10 +81,11 @@ fn check_client(run: &Run<'_>, client: ClientAt, found: &mut Found) {
                     }
                     _ => {}
                 }
-                if !arrival.repeated && !arrival.retain {
-                    times.entry(message).or_default().push(arrival.line);
-                } else if arrival.repeated {
+                if arrival.repeated {
                     found.figures.repeats += 1;
+                }
+                if !arrival.retain {
+                    seen.entry(message).or_default().take(id, arrival.repeated, arrival.line);
                 }
                 identifiers.insert(id, Identifier::Received(message, arrival.line, life));
             }
@@ -79,11 +101,15 @@ fn check_client(run: &Run<'_>, client: ClientAt, found: &mut Found) {
             Inbound::Released(..) | Inbound::Settled(..) => {}
         }
     }
-    for (message, lines) in times {
+    for (message, Seen { new, identifiers }) in seen {
         let groups = run.routes_to(client, run.index.messages[message].topic).map_or(0, |routes| routes.shared.len());
         let allowed = run.effects[message].times + groups;
-        if lines.len() > allowed.max(1) {
-            let what = format!("is new for its receiver {} times and was published {allowed} times", lines.len());
+        if new.len() > allowed.max(1) {
+            let what = format!("is new for its receiver {} times and was published {allowed} times", new.len());
+            found.violations.push(bad(message, Kind::Duplicated, what, &new));
+        } else if identifiers.len() > allowed.max(1) {
+            let what = format!("came under {} identifiers and was published {allowed} times", identifiers.len());
+            let lines: Vec<Line> = identifiers.iter().map(|(_, line)| *line).collect();
             found.violations.push(bad(message, Kind::Duplicated, what, &lines));
         }
     }
@@ -127,5 +153,20 @@ mod tests {
         let mut h = subscribed();
         h.publish(1, 1, 1, "a", 2).received(2, 1, 1).lost(2, 1).resume(2, 2).again(2, 2, (1, 1), "a", 2, 1);
         assert!(broken(h.drain()).contains(&(ExactlyOnce, Some(1))));
+    }
+
+    #[test]
+    fn another_identifier_is_another_message_whatever_the_receiver_makes_of_the_first() {
+        for is_again in [false, true] {
+            let mut h = History::new();
+            h.connect(1, 1).connect(2, 1).subscribe(2, 1, "a", 2).publish(1, 1, 0, "a", 2).resume(2, 2);
+            // What comes to a connection that is nobody's does not count, but its receiver knows the identifier.
+            h.deliver(2, 1, (1, 0), "a", 2, 1).told(2, 1, 0x8E).again(2, 2, (1, 0), "a", 2, 1).answer(2, 2, 1, 2);
+            if is_again {
+                h.deliver(2, 2, (1, 0), "a", 2, 2).answer(2, 2, 2, 2);
+            }
+            let wanted: &[_] = if is_again { &[(ExactlyOnce, Some(0))] } else { &[] };
+            assert_eq!(broken(h.drain()), wanted);
+        }
     }
 }

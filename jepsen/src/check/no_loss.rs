@@ -219,4 +219,27 @@ mod tests {
         h.publish(1, 1, 0, "a/x", 1).resume(2, 2).deliver(2, 1, (1, 0), "a/x", 1, 1).told(2, 1, 0x8E).drain();
         assert_eq!(broken(&h), [(NoAcknowledgedLoss, Some(0))]);
     }
+
+    #[test]
+    fn of_two_connections_that_were_opened_at_once_the_one_that_goes_on_is_owed_all() {
+        for goes_on in [false, true] {
+            let mut h = subscribed();
+            h.lost(2, 1);
+            let (one, other) = (h.connect_open(2, 2, false, 60), h.connect_open(2, 3, false, 60));
+            h.connack(2, one, true).connack(2, other, true);
+            if goes_on {
+                h.subscribe(2, 2, "b", 1);
+            }
+            h.told(2, 3, 0x8E).publish(1, 1, 0, "a/x", 1).drain();
+            let wanted: &[_] = if goes_on { &[(NoAcknowledgedLoss, Some(0))] } else { &[] };
+            assert_eq!(broken(&h), wanted, "without a proof nobody knows which of the two it is");
+        }
+    }
+
+    #[test]
+    fn who_reads_a_retained_value_gives_up_the_subscription() {
+        let mut h = History::new();
+        h.connect(1, 1).connect(2, 1).subscribe(2, 1, "a", 1).read(2, 1, "a", None).publish(1, 1, 0, "a", 1).drain();
+        assert_eq!(broken(&h), []);
+    }
 }

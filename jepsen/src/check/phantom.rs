@@ -132,4 +132,14 @@ mod tests {
         h.deliver(3, 1, (1, 0), "a", 1, 1).settle(3, 1, 1);
         assert_eq!(broken(h.drain()), [(NothingFromNowhere, Some(0))]);
     }
+
+    #[test]
+    fn a_read_of_a_retained_value_subscribes_at_qos_1() {
+        for (qos, is_fine) in [(1, true), (2, false)] {
+            let mut h = History::new();
+            h.connect(1, 1).connect(2, 1).read(2, 1, "a", None).publish(1, 1, 0, "a", 2);
+            h.deliver(2, 1, (1, 0), "a", qos, 1).answer(2, 1, 1, qos);
+            assert_eq!(broken(h.drain()).is_empty(), is_fine);
+        }
+    }
 }

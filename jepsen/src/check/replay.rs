@@ -200,6 +200,9 @@ fn holes<'a>(
     between.iter().filter(move |_| is_subscribed).map(|(_, message)| *message)
 }
 
+/// Its invoke, its answer, the position of its value, and the value.
+type Read = (Line, Line, u64, Option<MessageAt>);
+
 fn registers(run: &Run<'_>, positions: &Positions, found: &mut Found) {
     let mut known: BTreeMap<TextAt, Vec<(Line, u64, MessageAt)>> = BTreeMap::new();
     for (line, position, message) in acknowledged(run, positions) {
@@ -208,7 +211,7 @@ fn registers(run: &Run<'_>, positions: &Positions, found: &mut Found) {
             known.entry(m.topic).or_default().push((line, position, message));
         }
     }
-    let mut reads: BTreeMap<TextAt, Vec<(Line, Line, u64, Option<MessageAt>)>> = BTreeMap::new();
+    let mut reads: BTreeMap<TextAt, Vec<Read>> = BTreeMap::new();
     for read in run.index.subscribing.iter().filter(|r| r.change == Change::Read && r.span.outcome == Outcome::Ok) {
         let message = read.value.and_then(|name| run.index.message(name));
         let position = match (read.value, message) {

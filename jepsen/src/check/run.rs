@@ -24,10 +24,18 @@ pub(super) struct Place {
     pub(super) fence: Line,
     /// That connection.
     pub(super) next: Option<ConnAt>,
-    /// CONNACK of the first connection that was opened at the same time: from here on nobody knows which is the owner.
+    /// CONNACK of the first connection that was opened at the same time and may be the later of the two: from here on
+    /// nobody knows which is the owner.
     murky: Line,
+    /// Another was opened at the same time.
+    is_one_of_several: bool,
     /// The session of this connection is certainly that of all others of the client with the same number.
     pub(super) life: u32,
+}
+
+impl Place {
+    const UNKNOWN: Self =
+        Self { fence: Line::NEVER, next: None, murky: Line::NEVER, is_one_of_several: false, life: 0 };
 }
 
 /// Messages of one publisher on one topic at one QoS, in the order of publishing.
@@ -190,11 +198,15 @@ impl<'a> Run<'a> {
 
     /// Certainly subscribed, above QoS 0, from before the message could be published until `to`.
     pub(super) fn is_subscribed(&self, client: ClientAt, message: MessageAt, to: Line) -> bool {
-        let (effect, topic) = (self.effects[message], self.index.messages[message].topic);
+        self.is_subscribed_to(client, self.index.messages[message].topic, self.effects[message].from, to)
+    }
+
+    /// Certainly subscribed, above QoS 0, to a topic from the one to the other.
+    pub(super) fn is_subscribed_to(&self, client: ClientAt, topic: TextAt, from: Line, to: Line) -> bool {
         let Some(routes) = self.routes_to(client, topic) else { return false };
         routes.direct.iter().any(|&at| {
             let timeline = &self.timelines[at];
-            timeline.is_certain(effect.from, to) && timeline.qos(effect.from, to) & 1 == 0
+            timeline.is_certain(from, to) && timeline.qos(from, to) & 1 == 0
         })
     }
 
@@ -266,7 +278,7 @@ impl<'a> Run<'a> {
 
     fn place_all(&self) -> Vec<Place> {
         let conns = &self.index.conns;
-        let mut places = vec![Place { fence: Line::NEVER, next: None, murky: Line::NEVER, life: 0 }; conns.len()];
+        let mut places = vec![Place::UNKNOWN; conns.len()];
         for client in &self.index.clients {
             let mut opened: Vec<ConnAt> = client.conns.clone();
             opened.retain(|&at| conns[at].span.outcome == Outcome::Ok);
@@ -280,9 +292,14 @@ impl<'a> Run<'a> {
                 let after = opened.partition_point(|&other| conns[other].span.invoked < ended);
                 (places[at].fence, places[at].next) = earliest[after];
                 for &other in &opened[i + 1..after] {
-                    let (a, b) = (conns[at].span, conns[other].span);
-                    places[at].murky = places[at].murky.min(b.ended);
-                    places[other].murky = places[other].murky.min(a.ended);
+                    for (one, by) in [(at, other), (other, at)] {
+                        let taken = conns[by].span.ended;
+                        places[one].is_one_of_several = true;
+                        // What was accepted after the CONNACK of the other says that it is the later one.
+                        if conns[one].alive_after < taken {
+                            places[one].murky = places[one].murky.min(taken);
+                        }
+                    }
                 }
             }
             self.lives(client.conns.as_slice(), opened, &mut places);
@@ -293,12 +310,16 @@ impl<'a> Run<'a> {
     fn lives(&self, all: &[ConnAt], mut opened: Vec<ConnAt>, places: &mut [Place]) {
         let conns = &self.index.conns;
         opened.sort_by_key(|&at| conns[at].span.ended);
-        // What may have made a new session without our knowing.
+        // What may have made a new session without our knowing. The last that was invoked is the last to be forgotten.
         let doubtful: Vec<ConnAt> = all
             .iter()
             .copied()
             .filter(|&at| conns[at].span.outcome == Outcome::Info && self.ends_a_session(at))
             .collect();
+        let last_doubtful = |line: Line| {
+            let count = doubtful.partition_point(|&d| conns[d].span.invoked < line);
+            count.checked_sub(1).map(|last| doubtful[last])
+        };
         let mut life = 0;
         let mut before: Option<ConnAt> = None;
         for at in opened {
@@ -306,11 +327,9 @@ impl<'a> Run<'a> {
                 let since = conns[before].span.invoked;
                 conns[at].present
                     && conns[before].expiry_s > 0
-                    && places[at].murky == Line::NEVER
-                    && places[before].murky == Line::NEVER
-                    && !doubtful
-                        .iter()
-                        .any(|&d| conns[d].span.invoked < conns[at].span.ended && self.forgotten(d) > since)
+                    && !places[at].is_one_of_several
+                    && !places[before].is_one_of_several
+                    && last_doubtful(conns[at].span.ended).is_none_or(|d| self.forgotten(d) <= since)
             });
             if !goes_on {
                 life += 1;
@@ -386,7 +405,11 @@ impl<'a> Run<'a> {
                 Change::Subscribe(qos) => {
                     starts.push(Start { invoked: from, by, is_certain, qos: 1 << qos.min(2) });
                 }
-                Change::Read => starts.push(Start { invoked: from, by, is_certain: false, qos: 0b111 }),
+                // SUBSCRIBE at QoS 1, and then, whatever the answer was, perhaps UNSUBSCRIBE.
+                Change::Read => {
+                    starts.push(Start { invoked: from, by, is_certain: false, qos: 0b011 });
+                    ends.push(End { from, by: self.latest_effect(change.conn), is_certain: false });
+                }
                 Change::Unsubscribe => ends.push(End { from, by, is_certain }),
             }
         }
@@ -470,8 +493,8 @@ impl<'a> Run<'a> {
     fn attached_of(&self, client: ClientAt) -> Option<ConnAt> {
         let conns = &self.index.conns;
         let opened = self.index.clients[client].conns.iter().copied();
-        let last = opened.filter(|&at| conns[at].span.outcome == Outcome::Ok).max_by_key(|&at| conns[at].span.ended)?;
-        let place = self.places[last];
-        (conns[last].closed.is_none() && place.murky == Line::NEVER && place.fence == Line::NEVER).then_some(last)
+        let is_owner = |at: ConnAt| self.places[at].murky == Line::NEVER && self.places[at].fence == Line::NEVER;
+        let last = opened.filter(|&at| conns[at].span.outcome == Outcome::Ok && is_owner(at));
+        last.max_by_key(|&at| conns[at].span.ended).filter(|&at| conns[at].closed.is_none())
     }
 }

@@ -99,8 +99,8 @@ fn may_precede(run: &Run<'_>, first: &Arrival, second: &Arrival) -> bool {
 }
 
 fn pairs(run: &Run<'_>, message: MessageAt, arrivals: &[Arrival], found: &mut Found) {
-    for pair in arrivals.windows(2) {
-        let (a, b) = (&pair[0], &pair[1]);
+    let all = arrivals.iter().enumerate().flat_map(|(at, b)| arrivals[..at].iter().map(move |a| (a, b)));
+    for (a, b) in all {
         let other = run.client(a.client).0;
         let what = if a.conn == b.conn {
             "came twice on one connection".to_owned()
@@ -112,6 +112,7 @@ fn pairs(run: &Run<'_>, message: MessageAt, arrivals: &[Arrival], found: &mut Fo
             format!("was with client {other} at QoS {}, from which it did not come back", a.qos)
         };
         found.violations.push(bad(run, message, Kind::Duplicated, what, &[a, b]));
+        return;
     }
 }
 
@@ -217,5 +218,14 @@ mod tests {
         h.lost(3, 1).resume(3, 2).deliver(2, 1, (1, 0), "a", 1, 1).lost(2, 1);
         h.again(3, 2, (1, 0), "a", 1, 1).settle(3, 2, 1);
         assert!(broken(h.drain()).contains(&(Shared, Some(0))));
+    }
+
+    #[test]
+    fn what_another_had_in_between_does_not_hide_that_two_have_it() {
+        let mut h = group(1);
+        // Client 3 reads on its first connection what came back from it, and went to client 2, which keeps it.
+        h.deliver(2, 1, (1, 0), "a", 1, 1).deliver(3, 1, (1, 0), "a", 1, 1).lost(3, 1);
+        h.resume(3, 2).deliver(3, 2, (1, 0), "a", 1, 2).settle(3, 2, 2);
+        assert_eq!(broken(h.drain()), [(Shared, Some(0))]);
     }
 }

@@ -5,6 +5,7 @@ use super::testkit::broker::{World, run};
 use super::verdict::Verdict;
 
 mod mutations;
+mod scale;
 
 const SEEDS: u64 = 1500;
 

@@ -59,6 +59,8 @@ pub(super) struct Timeline {
     starts: Vec<Start>,
     /// Latest effect of all starts up to each.
     reach: Vec<Line>,
+    /// For each QoS the latest effect of the starts that may have it.
+    by_qos: [Stairs; 3],
     certain_starts: Stairs,
     ends: Stairs,
     certain_ends: Stairs,
@@ -76,6 +78,10 @@ impl Timeline {
             })
             .collect();
         let certain = starts.iter().filter(|start| start.is_certain);
+        let by_qos = [0b001, 0b010, 0b100].map(|bit| {
+            let with = starts.iter().filter(|start| start.qos & bit != 0);
+            Stairs::new(with.map(|start| (start.invoked, start.by)).collect())
+        });
         Self {
             client,
             filter,
@@ -85,6 +91,7 @@ impl Timeline {
             certain_ends: Stairs::new(ends.iter().filter(|e| e.is_certain).map(|e| (e.by, e.from)).collect()),
             starts,
             reach,
+            by_qos,
         }
     }
 
@@ -104,17 +111,8 @@ impl Timeline {
     /// Bits of the QoS that it may have had between the two, if it was subscribed.
     pub(super) fn qos(&self, from: Line, to: Line) -> u8 {
         let newest = self.certain_starts.below(from).unwrap_or(Line::START);
-        let count = self.starts.partition_point(|start| start.invoked < to);
-        let mut bits = 0;
-        for (start, reach) in self.starts.iter().zip(&self.reach).take(count).rev() {
-            if *reach < newest {
-                break;
-            }
-            if start.by >= newest {
-                bits |= start.qos;
-            }
-        }
-        bits
+        let may_be = |stairs: &Stairs| stairs.below(to).is_some_and(|by| by >= newest);
+        self.by_qos.iter().rev().fold(0, |bits, stairs| bits << 1 | u8::from(may_be(stairs)))
     }
 
     /// Whether a SUBSCRIBE had begun before this.

@@ -3,7 +3,7 @@
 //! **Certainly due**: its CONNACK was seen, no DISCONNECT without will was begun on it, and the connection is over, with
 //! delay 0; or its session ended with a CONNACK of Session Present 0; or nobody asked for the session again until delay
 //! and [`Expectations::will_late_ns_max`] had passed since the end of the connection. Then it arrives at everyone who
-//! was certainly subscribed from before it could be published to the end, and is connected in a drained history.
+//! was certainly subscribed from when its connection was still alive to the end, and is connected in a drained history.
 //!
 //! **Certainly not due**: its CONNECT was refused; or the connection was alive after the will had arrived; or, with a
 //! delay, the session was resumed before the delay can have passed; or a DISCONNECT without will was sent while no fault
@@ -47,7 +47,7 @@ pub(super) fn check(run: &Run<'_>, found: &mut Found) {
         let due = due(run, at);
         if due.is_some() {
             found.figures.wills_due += 1;
-            must_arrive(run, message, arrivals, found);
+            must_arrive(run, message, conn.alive_after, arrivals, found);
         }
         let Some(&(client, line)) = arrivals.first() else { continue };
         let reason = match not_due(run, at, &faults) {
@@ -67,13 +67,14 @@ pub(super) fn check(run: &Run<'_>, found: &mut Found) {
     }
 }
 
-fn must_arrive(run: &Run<'_>, message: MessageAt, arrivals: &[(ClientAt, Line)], found: &mut Found) {
+/// It was not published before its connection was alive for the last time.
+fn must_arrive(run: &Run<'_>, message: MessageAt, from: Line, arrivals: &[(ClientAt, Line)], found: &mut Found) {
     let m = &run.index.messages[message];
     if !run.is_drained() || m.qos == 0 {
         return;
     }
     for &client in run.routes(m.topic).into_iter().flat_map(|routes| routes.keys()) {
-        let is_owed = run.attached[client].is_some() && run.is_subscribed(client, message, Line::NEVER);
+        let is_owed = run.attached[client].is_some() && run.is_subscribed_to(client, m.topic, from, Line::NEVER);
         if is_owed && !arrivals.iter().any(|(receiver, _)| *receiver == client) {
             let what = "was due and never arrived".to_owned();
             found.violations.push(run.violation(Guarantee::Wills, Kind::Lost, Some(client), Some(message), what));
@@ -139,7 +140,8 @@ fn not_due(run: &Run<'_>, at: ConnAt, faults: &[(u64, u64)]) -> Option<NotDue> {
     {
         let at_ns = run.index.at_ns(line);
         let (from, to) = (at_ns.saturating_sub(QUIET_NS), at_ns.saturating_add(QUIET_NS));
-        let is_quiet = faults.iter().all(|(begin, end)| *end < from || *begin > to);
+        let begun = faults.partition_point(|(begin, _)| *begin <= to);
+        let is_quiet = begun.checked_sub(1).is_none_or(|last| faults[last].1 < from);
         return is_quiet.then_some(NotDue::Disconnected);
     }
     let next = later(run, at).next().map(|next| &run.index.conns[next])?;
@@ -151,7 +153,7 @@ fn not_due(run: &Run<'_>, at: ConnAt, faults: &[(u64, u64)]) -> Option<NotDue> {
     (is_resumed && resumed_ns < alive_ns.saturating_add(delay_ns.min(expires_ns))).then_some(NotDue::Resumed)
 }
 
-/// From when to when each fault was there.
+/// When each fault began, and when the last of those that began until then was over.
 fn faults(run: &Run<'_>) -> Vec<(u64, u64)> {
     let mut open: HashMap<u32, usize> = HashMap::new();
     let mut faults: Vec<(u64, u64)> = Vec::new();
@@ -168,6 +170,11 @@ fn faults(run: &Run<'_>) -> Vec<(u64, u64)> {
             }
             _ => {}
         }
+    }
+    let mut last = 0;
+    for (_, end) in &mut faults {
+        last = last.max(*end);
+        *end = last;
     }
     faults
 }
@@ -255,5 +262,23 @@ mod tests {
         let mut h = with_will(0);
         h.resume(1, 2).told(1, 1, 0x8E).drain();
         assert_eq!(broken(&h), [(Wills, Some(0))]);
+    }
+
+    #[test]
+    fn it_is_owed_to_who_subscribed_while_its_connection_was_still_alive() {
+        for is_alive in [false, true] {
+            let mut h = History::new();
+            h.connect_with(1, 1, |c| {
+                let message = History::name((9, 0));
+                c.will = Some(Will { message, topic: "w".to_owned(), qos: 1, delay_s: 0 });
+            });
+            h.connect(2, 1).subscribe(2, 1, "w", 1);
+            if is_alive {
+                h.publish(1, 1, 0, "a", 1);
+            }
+            h.lost(1, 1).wait_s(20).drain();
+            let wanted: &[_] = if is_alive { &[(Wills, Some(0))] } else { &[] };
+            assert_eq!(broken(&h), wanted);
+        }
     }
 }

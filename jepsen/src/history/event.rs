@@ -208,7 +208,7 @@ pub enum Call {
         /// Topic Filter.
         filter: String,
     },
-    /// The retained value of a topic, by a new subscription.
+    /// The retained value of a topic, by a new subscription at QoS 1, which is given up after the answer.
     ReadRetained {
         /// The connection.
         connection: Connection,
