@@ -21,6 +21,7 @@ use quorate_store::effect::{Effect, EffectSink};
 use quorate_store::ids::{ClusterTime, Incarnation, NodeId};
 use quorate_store::machine::{EntryContext, Machine, MachineError};
 use quorate_store::rows::{Rows, RowsReader};
+use quorate_store::seeded_bug::{SeededBug, is_seeded};
 use thiserror::Error;
 use tokio::sync::{mpsc, oneshot, watch};
 use tracing::error;
@@ -456,7 +457,9 @@ impl ApplyThread {
         let state = state_of(&machine)?;
         self.machine = machine;
         *self.shared.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
-        *self.shared.reader.write().unwrap_or_else(PoisonError::into_inner) = self.machine.store().reader();
+        if !is_seeded(SeededBug::SnapshotInstalledHalf) {
+            *self.shared.reader.write().unwrap_or_else(PoisonError::into_inner) = self.machine.store().reader();
+        }
         self.tell_addresses();
         self.shared.set_access(self.machine.access());
         let view = view_of(&self.machine);

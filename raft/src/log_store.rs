@@ -16,6 +16,7 @@ use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::storage::{IOFlushed, LogState, RaftLogReader, RaftLogStorage};
 use quorate_store::log::{LogEngine, LogError, LogRecord};
+use quorate_store::seeded_bug::{SeededBug, is_seeded};
 use tokio::sync::oneshot;
 
 use crate::encoding;
@@ -250,6 +251,11 @@ impl<E: LogEngine> RaftLogStorage<Types> for LogStore<E> {
             .collect::<Result<Vec<_>, quorate_store::codec::CodecError>>()
             .map_err(io_error)?;
         self.sizes.appended(&records);
+        if is_seeded(SeededBug::AppendReportedEarly) {
+            callback.io_completed(Ok(()));
+            self.engine.append(records, Box::new(|_| ()));
+            return Ok(());
+        }
         self.engine.append(records, Box::new(move |result| callback.io_completed(result.map_err(io_error))));
         Ok(())
     }
@@ -260,6 +266,8 @@ impl<E: LogEngine> RaftLogStorage<Types> for LogStore<E> {
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        let is_greedy = is_seeded(SeededBug::LogPurgedPastFlushedRows);
+        let log_id = if is_greedy { self.committed()?.map_or(log_id, |c| c.max(log_id)) } else { log_id };
         self.sizes.purged(log_id.index);
         self.engine.purge_to(log_id.index, encoding::encode_log_id(&log_id).map_err(io_error)?);
         Ok(())

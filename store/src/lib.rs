@@ -18,5 +18,6 @@ pub mod log;
 pub mod machine;
 pub mod message;
 pub mod rows;
+pub mod seeded_bug;
 pub mod snapshot;
 pub mod topic;

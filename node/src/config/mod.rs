@@ -12,6 +12,7 @@ use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::path::Path;
 
+use quorate_store::seeded_bug::is_variable;
 use quorate_store::topic::TOPIC_LEVELS_MAX;
 
 pub use error::ConfigError;
@@ -374,7 +375,7 @@ fn parse_variables(variables: impl IntoIterator<Item = (String, String)>) -> Res
     let mut layer = Layer::default();
     for (name, text) in variables {
         let Some(key) = name.strip_prefix(VARIABLE_PREFIX) else { continue };
-        if OTHER_VARIABLES.contains(&name.as_str()) || is_service_link(key) {
+        if OTHER_VARIABLES.contains(&name.as_str()) || is_service_link(key) || is_variable(&name) {
             continue;
         }
         let lower = key.to_ascii_lowercase();

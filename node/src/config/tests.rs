@@ -64,6 +64,15 @@ fn an_unknown_key_is_named_with_its_file_its_line_and_the_nearest_key() {
     assert!(!error.contains("did you mean"), "{error}");
 }
 
+/// Nothing can switch a seeded bug on in it: not even the variable is known.
+#[cfg(not(feature = "seeded-bugs"))]
+#[test]
+fn an_ordinary_build_knows_no_seeded_bugs() {
+    let name = quorate_store::seeded_bug::VARIABLE;
+    let error = Config::load(None, variable(name, "acked-before-commit"), []).unwrap_err().to_string();
+    assert!(error.contains(&format!("unknown environment variable `{name}`")), "{error}");
+}
+
 #[test]
 fn an_unknown_variable_is_refused_but_those_of_kubernetes_and_of_the_clients_are_not() {
     let error = Config::load(None, variable("QUORATE_DATADIR", "/x"), []).unwrap_err().to_string();

@@ -9,7 +9,8 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use quorate_store::effect::{Effect, Outcome};
-use quorate_store::ids::Incarnation;
+use quorate_store::ids::{Incarnation, Position};
+use quorate_store::seeded_bug::{SeededBug, is_seeded};
 use tokio::sync::oneshot;
 use tracing::error;
 
@@ -82,6 +83,15 @@ impl StreamObserver {
     fn broken(&mut self, incarnation: Incarnation, broken: StreamBroken) {
         error!(%incarnation, %broken, "this node's stream does not fit its log: it starts over as a new incarnation");
         self.over(incarnation);
+    }
+
+    /// For [`SeededBug::SnapshotReleasesAcknowledgements`]: takes all that is in flight for applied.
+    fn release_all(&mut self, applied: AppliedView) {
+        let tickets = self.shared.with_stream(|stream| stream.tickets()).unwrap_or_default();
+        let outcome = Outcome::Published { position: Position::new(applied.index, 0), matched: true };
+        let events =
+            tickets.into_iter().map(|ticket| NodeEvent::Outcome { ticket, outcome: outcome.clone() }).collect();
+        self.front.applied(AppliedRun { index: applied.index, time: applied.time, events });
     }
 
     fn direct_applied(&mut self, nonce: u128, mut outcomes: Vec<Outcome>) {
@@ -196,6 +206,9 @@ impl ApplyObserver for StreamObserver {
         // Nothing of a run that was not committed may be told any more.
         self.events.clear();
         self.answers.clear();
+        if is_seeded(SeededBug::SnapshotReleasesAcknowledgements) {
+            self.release_all(applied);
+        }
         if let Some(incarnation) = self.own {
             self.over(incarnation);
         }

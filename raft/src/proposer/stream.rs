@@ -10,9 +10,11 @@ use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use quorate_store::command::Origin;
+use quorate_store::codec;
+use quorate_store::command::{Batch, Origin};
 use quorate_store::effect::Outcome;
 use quorate_store::ids::{BatchSeq, Incarnation, NodeId};
+use quorate_store::seeded_bug::{SeededBug, is_seeded};
 use thiserror::Error;
 
 use super::waiting::Waiter;
@@ -138,9 +140,23 @@ impl ProposalStream {
 
     /// A new link to a leader is open: everything in flight goes down it, in order.
     pub(crate) fn connected(&mut self, now: Instant) {
+        if is_seeded(SeededBug::RetryProposedAsNew) {
+            self.number_anew();
+        }
         self.sent = Some(0);
         self.gap_answered = None;
         self.waiting_since = now;
+    }
+
+    /// For [`SeededBug::RetryProposedAsNew`]: what was sent, and may have been appended, goes on under other numbers.
+    fn number_anew(&mut self) {
+        for batch in self.in_flight.iter_mut().filter(|batch| batch.seq < self.sent_once) {
+            let Ok(Batch { commands, .. }) = codec::decode(&batch.bytes) else { continue };
+            let origin = Origin::Stream { node: self.node, incarnation: self.incarnation, seq: self.next };
+            let Ok(bytes) = codec::encode(&Batch { origin, commands }) else { continue };
+            (batch.seq, batch.bytes) = (self.next, bytes);
+            self.next = BatchSeq(self.next.0 + 1);
+        }
     }
 
     /// The link is gone: nothing is cut or sent until there is another.
@@ -255,6 +271,11 @@ impl ProposalStream {
     /// Batches in flight.
     pub(crate) fn in_flight(&self) -> usize {
         self.in_flight.len()
+    }
+
+    /// Who waits, in order: for [`SeededBug::SnapshotReleasesAcknowledgements`].
+    pub(crate) fn tickets(&self) -> Vec<Ticket> {
+        self.in_flight.iter().flat_map(|b| &b.waiters).map(|waiter| waiter.ticket).collect()
     }
 
     /// Tickets that wait for batches in flight.

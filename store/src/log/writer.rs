@@ -24,6 +24,7 @@ use super::tail::OpNumber;
 use super::{Done, LogError, LogOptions, LogRecord, LogStats, OnFatal, SkipSync};
 
 use super::engine::State;
+use crate::seeded_bug::{SeededBug, is_seeded};
 
 /// What is queued. Ranges are already checked against the state of the log.
 pub(super) enum Op {
@@ -154,7 +155,7 @@ impl Writer {
     ///
     /// `sync` is false only in the tests that must see the loss (`SkipSync`).
     fn write_synced(&mut self, batch: WriteBatch, sync: bool) -> Result<(), LogError> {
-        if !sync {
+        if !sync || is_seeded(SeededBug::LogSyncOff) {
             return self.core.db.write_opt(batch, &self.unsynced).map_err(LogError::Write);
         }
         self.core.db.write_opt(batch, &self.synced).map_err(LogError::Write)?;
@@ -263,7 +264,8 @@ impl Writer {
             };
             if op.is_waited_for() {
                 waited_for += 1;
-                unsynced += u64::from(skipped == self.core.options.skip_sync);
+                let is_seeded = skipped == SkipSync::Vote && is_seeded(SeededBug::VoteUnsynced);
+                unsynced += u64::from(skipped == self.core.options.skip_sync || is_seeded);
             }
         }
         contents.ops = waited_for;

@@ -11,6 +11,7 @@ use crate::ids::{Epoch, Incarnation, Position, QueueSeq, SessionId};
 use crate::rows::key::{self, RowKind};
 use crate::rows::value::{SessionRow, Value as _, WillRow};
 use crate::rows::{RowRead as _, RowStore};
+use crate::seeded_bug::{SeededBug, is_seeded};
 
 use super::continuations::{Continuation, Sweep};
 use super::state::{Deadline, DeadlineKind, Session};
@@ -35,7 +36,7 @@ impl<S: RowStore> Machine<S> {
         connect: &Connect,
         fx: &mut dyn EffectSink,
     ) -> Result<Outcome, MachineError> {
-        if connect.deadline < self.applied.time {
+        if connect.deadline < self.applied.time && !is_seeded(SeededBug::GhostConnectApplied) {
             return Ok(Outcome::ConnectExpired);
         }
         if let Some(old) = self.sessions.by_client(&connect.client_id) {
@@ -104,7 +105,7 @@ impl<S: RowStore> Machine<S> {
         let Some(session) = self.sessions.get(id) else { return Ok(Outcome::Fenced) };
         Ok(Outcome::Connected(Connected {
             session: SessionRef { session: id, epoch },
-            present: kept.is_some(),
+            present: kept.is_some() || (!connect.clean_start && is_seeded(SeededBug::SessionPresentGuessed)),
             expiry_s,
             durable: session.row.durable,
             queue_head: session.counters.head,
@@ -142,7 +143,8 @@ impl<S: RowStore> Machine<S> {
             && let Some(owner) = session.row.owner
         {
             let from = SessionRef { session: id, epoch: session.row.epoch };
-            if self.streams.contains_key(&owner) && fx.wants(owner) {
+            let is_told = fx.wants(owner) && !is_seeded(SeededBug::TakeoverWithoutKick);
+            if self.streams.contains_key(&owner) && is_told {
                 self.pending.push(Effect::Kick { owner, from, reason });
             }
             let sent_until = self.window_end(id)?;
@@ -164,7 +166,8 @@ impl<S: RowStore> Machine<S> {
         let Some(session) = self.sessions.get(id) else { return Ok(()) };
         if session.row.owner.is_some() && self.open_owner(session.row.owner).is_none() {
             let sent_until = self.window_end(id)?;
-            self.detach(id, &Ending { drop_will: false, expiry_s: None, sent_until })?;
+            let drop_will = is_seeded(SeededBug::WillLostWithItsNode);
+            self.detach(id, &Ending { drop_will, expiry_s: None, sent_until })?;
         }
         Ok(())
     }

@@ -15,6 +15,7 @@ use crate::ids::{ClusterTime, Position};
 use crate::rows::key::{self, Key, RowKind};
 use crate::rows::value::{IdempotencyOrderRow, IdempotencyRow, Value as _};
 use crate::rows::{RowRead as _, RowStore, RowsError};
+use crate::seeded_bug::{SeededBug, is_seeded};
 
 use super::timers::STEP_ROWS;
 use super::{Machine, MachineError, Settings};
@@ -75,6 +76,9 @@ impl<S: RowStore> Machine<S> {
 
     /// The message at `position` was published under this key, which is not in the window.
     pub(super) fn remember(&mut self, named: Named, position: Position) -> Result<(), MachineError> {
+        if is_seeded(SeededBug::IdempotencyKeyForgotten) {
+            return Ok(());
+        }
         if let Some(old) = named.row {
             self.forget_order(old.position);
         }

@@ -6,6 +6,7 @@ use crate::ids::{BatchSeq, Incarnation, NodeId, Position};
 use crate::rows::RowStore;
 use crate::rows::key::{self, MetaName};
 use crate::rows::value::{NodeRow, NumberRow, Value as _};
+use crate::seeded_bug::{SeededBug, is_seeded};
 
 use super::{EntryContext, Machine, MachineError, Stream};
 
@@ -19,9 +20,15 @@ impl<S: RowStore> Machine<S> {
         seq: BatchSeq,
         fx: &mut dyn EffectSink,
     ) -> Option<bool> {
+        if is_seeded(SeededBug::LateBatchOfLostNodeAccepted) && !self.streams.contains_key(&incarnation) {
+            return Some(true);
+        }
         let stream = self.streams.get_mut(&incarnation).filter(|s| s.node == node)?;
         let expected = BatchSeq(stream.last.0 + 1);
-        if seq == expected {
+        if seq < expected && is_seeded(SeededBug::BatchAppliedTwice) {
+            return Some(true);
+        }
+        if seq == expected || (seq > expected && is_seeded(SeededBug::GapApplied)) {
             stream.last = seq;
             stream.dirty = true;
             return Some(true);

@@ -12,6 +12,7 @@ use crate::message::Message;
 use crate::rows::key::{self, RowKind};
 use crate::rows::value::{NumberRow, Value as _, WillRow, shared_identifiers};
 use crate::rows::{RowRead as _, RowStore};
+use crate::seeded_bug::{SeededBug, is_seeded, wall_clock};
 
 use super::queue::{Addressed, Outgoing, Reserved};
 use super::{Machine, MachineError};
@@ -82,13 +83,14 @@ impl<S: RowStore> Machine<S> {
         publish: &Publish,
         fx: &mut dyn EffectSink,
     ) -> Result<Outcome, MachineError> {
+        let now = if is_seeded(SeededBug::WallClockInApply) { wall_clock() } else { self.applied.time };
         let message = Message {
             position,
             topic: publish.topic.clone(),
             qos: publish.qos,
             retain: publish.retain,
-            published_at: self.applied.time,
-            expires_at: publish.expiry_s.map(|s| self.applied.time.plus_secs(s)),
+            published_at: now,
+            expires_at: publish.expiry_s.map(|s| now.plus_secs(s)),
             properties: publish.properties.clone(),
             payload: publish.payload.clone(),
         };
@@ -99,7 +101,9 @@ impl<S: RowStore> Machine<S> {
 
     /// The message and its identifier are one commit: before PUBREC, both or neither.
     fn record_inbound(&mut self, id: SessionId, packet_id: PacketId, position: Position) -> Result<(), MachineError> {
-        self.rows.put(key::inbound(id, packet_id), NumberRow(position.as_u64()).to_bytes()?);
+        if !is_seeded(SeededBug::InboundQos2NotPersisted) {
+            self.rows.put(key::inbound(id, packet_id), NumberRow(position.as_u64()).to_bytes()?);
+        }
         if let Some(session) = self.sessions.get_mut(id) {
             session.inbound.insert(packet_id);
         }
@@ -124,7 +128,9 @@ impl<S: RowStore> Machine<S> {
     ) -> Result<(), MachineError> {
         let key = key::of_session(RowKind::Will, id);
         let bytes = self.rows.get(key.as_bytes())?;
-        self.forget_will(id, due);
+        if due.is_none() || !is_seeded(SeededBug::WillByTwoNodes) {
+            self.forget_will(id, due);
+        }
         let Some(bytes) = bytes else { return Ok(()) };
         let will = WillRow::read(key.as_bytes(), &bytes)?.will;
         let message = Message {

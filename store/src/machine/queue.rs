@@ -17,6 +17,7 @@ use crate::rows::key::{self, RowKind};
 use crate::rows::share::WaitingRow;
 use crate::rows::value::{Given, QueueRow, Value as _};
 use crate::rows::{RowRead as _, RowStore};
+use crate::seeded_bug::{SeededBug, is_seeded};
 
 use super::window::WindowRow;
 use super::{Machine, MachineError};
@@ -226,7 +227,7 @@ impl<S: RowStore> Machine<S> {
             // Its identifiers are in the row only.
             None => self.rows.get(key.as_bytes())?.map(|bytes| QueueRow::released(&bytes)),
         };
-        if let Some(released) = released {
+        if let Some(released) = released.filter(|_| !is_seeded(SeededBug::PubrelStateNotPersisted)) {
             self.rows.put(key, released);
         }
         if let Some(window) = self.sessions.get_mut(id).and_then(|s| s.window.as_mut()) {

@@ -16,6 +16,7 @@ use crate::message::Message;
 use crate::rows::key;
 use crate::rows::value::{SubscriptionRow, Value as _, shared_identifiers};
 use crate::rows::{RowRead as _, RowStore};
+use crate::seeded_bug::{SeededBug, is_seeded};
 use crate::topic::{TopicFilter, TopicName};
 
 use super::continuations::{Continuation, Cursor};
@@ -175,7 +176,9 @@ impl<S: RowStore> Machine<S> {
         self.retained_expiry.forget(&message.topic);
         if message.payload.is_empty() {
             self.retained_topics.forget(&message.topic);
-            self.rows.delete(key);
+            if !is_seeded(SeededBug::RetainedNotCleared) {
+                self.rows.delete(key);
+            }
         } else {
             self.retained_topics.note(&message.topic);
             self.rows.put(key, row.clone());
@@ -209,7 +212,8 @@ impl<S: RowStore> Machine<S> {
 
     fn retained_at(&self, topic: &str) -> Result<Option<Message>, MachineError> {
         let key = key::retained(topic);
-        let bytes = self.rows.get(key.as_bytes())?;
+        let is_stale = is_seeded(SeededBug::RetainedFromStaleFollower);
+        let bytes = if is_stale { self.rows.store().get(key.as_bytes())? } else { self.rows.get(key.as_bytes())? };
         Ok(bytes.map(|bytes| Message::read(key.as_bytes(), &bytes)).transpose()?)
     }
 

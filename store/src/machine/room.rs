@@ -11,6 +11,7 @@ use crate::command::{QueueFullPolicy, SessionRef};
 use crate::effect::{Effect, EffectSink};
 use crate::ids::{ClusterTime, QueueSeq, SessionId};
 use crate::rows::RowStore;
+use crate::seeded_bug::{SeededBug, is_seeded};
 
 use super::window::WindowRow;
 use super::{Machine, MachineError};
@@ -113,6 +114,9 @@ impl<S: RowStore> Machine<S> {
             _ => QueueSeq(0),
         };
         let Some(session) = self.sessions.get(id) else { return Ok(window_end) };
+        if is_seeded(SeededBug::SentRowDroppedByExpiry) {
+            return Ok(session.counters.head);
+        }
         let from = session.row.sent_until.max(window_end).max(session.counters.head);
         Ok(if session.gone.0 <= from && from < session.gone.1 { session.gone.1 } else { from })
     }

@@ -8,6 +8,7 @@ use std::time::Instant;
 
 use clap::{Args, Parser, ValueEnum as _};
 use quorate_sim::{Bug, Options, run};
+use quorate_store::seeded_bug::SeededBug;
 use serde::{Deserialize, Serialize};
 
 /// The proof of Quorate's guarantees.
@@ -29,8 +30,8 @@ struct Arguments {
     #[arg(long)]
     jobs: Option<usize>,
     /// Breaks something on purpose.
-    #[arg(long, value_enum)]
-    bug: Option<Bug>,
+    #[arg(long, value_parser = broken)]
+    bug: Option<Broken>,
     /// Goes on after a violation.
     #[arg(long)]
     keep_going: bool,
@@ -43,6 +44,46 @@ struct Arguments {
     /// Runs one seed in this process.
     #[arg(long, hide = true)]
     one: Option<u64>,
+}
+
+/// What is broken on purpose: the simulated disk, or the broker, in a build with the feature `seeded-bugs`.
+#[derive(Clone, Debug)]
+struct Broken {
+    name: String,
+    disk: Option<Bug>,
+}
+
+/// What the simulated disk does in place of the real log's writer, which is not in a simulation.
+const STAND_INS: [(SeededBug, Bug); 2] =
+    [(SeededBug::LogSyncOff, Bug::UnsyncedAppend), (SeededBug::VoteUnsynced, Bug::UnsyncedVote)];
+
+/// Puts a seeded bug into this process, and so into all its nodes.
+#[cfg(feature = "seeded-bugs")]
+fn seed(bug: SeededBug) -> bool {
+    quorate_store::seeded_bug::seed(bug)
+}
+
+/// An ordinary build has none.
+#[cfg(not(feature = "seeded-bugs"))]
+fn seed(_: SeededBug) -> bool {
+    false
+}
+
+fn broken(name: &str) -> Result<Broken, String> {
+    let broken = |disk| Broken { name: name.to_owned(), disk };
+    if let Ok(bug) = Bug::from_str(name, false) {
+        return Ok(broken(Some(bug)));
+    }
+    let stands_in = |bug| STAND_INS.iter().find(|(its, _)| *its == bug).map(|(_, disk)| *disk);
+    match SeededBug::named(name) {
+        Some(bug) if seed(bug) => Ok(broken(stands_in(bug))),
+        Some(_) => Err("only a build with the feature `seeded-bugs` has it".to_owned()),
+        None => Err(format!("there is none of that name; those of the disk: {}", disk_bugs().join(", "))),
+    }
+}
+
+fn disk_bugs() -> Vec<String> {
+    Bug::value_variants().iter().filter_map(Bug::to_possible_value).map(|value| value.get_name().to_owned()).collect()
 }
 
 /// What a seed's process says in its last line, and its parent reads.
@@ -72,7 +113,7 @@ fn seeds(text: &str) -> Result<(u64, u64), String> {
     Ok((number(from)?, number(to)?))
 }
 
-fn main() -> ExitCode {
+pub(crate) fn main() -> ExitCode {
     let Command::Sim(arguments) = Command::parse();
     if let Some(seed) = arguments.one.or(arguments.trace) {
         return one(seed, &arguments);
@@ -85,7 +126,12 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
     if keeps_trace {
         tracing_subscriber::fmt().without_time().with_ansi(false).with_writer(std::io::stderr).init();
     }
-    let options = Options { seed, keeps_trace, bug: arguments.bug, skipped: arguments.skip.clone() };
+    let options = Options {
+        seed,
+        keeps_trace,
+        bug: arguments.bug.as_ref().and_then(|bug| bug.disk),
+        skipped: arguments.skip.clone(),
+    };
     let Ok(report) = std::thread::spawn(move || run(&options)).join() else { return ExitCode::from(3) };
     let line = Line {
         virtual_s: report.virtual_s,
@@ -114,8 +160,8 @@ fn ask(seed: u64, arguments: &Arguments, skip: &[u32], traces: bool) -> Result<(
     if !skip.is_empty() {
         command.args(["--skip", &numbers(skip)]);
     }
-    if let Some(bug) = arguments.bug.and_then(|bug| bug.to_possible_value()) {
-        command.args(["--bug", bug.get_name()]);
+    if let Some(bug) = &arguments.bug {
+        command.args(["--bug", &bug.name]);
     }
     let output = command.stdin(Stdio::null()).stderr(Stdio::piped()).output().map_err(|e| e.to_string())?;
     let text = String::from_utf8_lossy(&output.stdout);
@@ -233,8 +279,8 @@ fn tell(seed: u64, arguments: &Arguments, violation: &str, faults: usize) {
     if !skip.is_empty() {
         report += &format!(" --skip {}", numbers(&skip));
     }
-    if let Some(bug) = arguments.bug.and_then(|bug| bug.to_possible_value()) {
-        report += &format!(" --bug {}", bug.get_name());
+    if let Some(bug) = &arguments.bug {
+        report += &format!(" --bug {}", bug.name);
     }
     report += &format!("\n  {} of {faults} faults are enough:", faults - skip.len());
     if let Ok((_, lines)) = ask(seed, arguments, &skip, true) {

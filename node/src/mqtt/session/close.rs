@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use quorate_store::command::{Close, Command};
 use quorate_store::effect::KickReason;
+use quorate_store::seeded_bug::{SeededBug, is_seeded};
 
 use super::requests::Wait;
 use super::{CLOSE_REQUEST, Output, Session, State};
@@ -78,7 +79,8 @@ impl Session {
         };
         // The CONNECT may yet be committed, and its will be published: a refusal would say that it had no effect.
         let is_undecided = self.pending.iter().any(|pending| matches!(pending.wait, Wait::Connect));
-        if let Some(reason) = reason.filter(|_| !is_undecided) {
+        let may_say = !is_undecided || is_seeded(SeededBug::ConnectRefusedButApplied);
+        if let Some(reason) = reason.filter(|_| may_say) {
             out.packets.push(match self.state {
                 State::Connecting => Outgoing::ConnAck(Box::new(ConnAck {
                     session_present: false,

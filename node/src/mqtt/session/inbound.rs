@@ -5,6 +5,7 @@
 use quorate_store::command::{self, Command, SubscribeOptions};
 use quorate_store::ids::{PacketId, QoS};
 use quorate_store::message::MessageProperties;
+use quorate_store::seeded_bug::{SeededBug, is_seeded};
 use quorate_store::topic::{TopicFilter, TopicName};
 
 use super::requests::Wait;
@@ -92,6 +93,11 @@ impl Session {
         let publish =
             command::Publish { from: Some(from), packet_id, qos, retain, topic, properties, expiry_s, payload };
         let wait = match (qos, id) {
+            (QoS::AtLeastOnce, Some(id)) if is_seeded(SeededBug::AckedBeforeCommit) => {
+                out.packets.push(Outgoing::PubAck(id, Reason::SUCCESS));
+                self.unanswered_qos1 = self.unanswered_qos1.saturating_sub(1);
+                Wait::Publish0
+            }
             (QoS::AtLeastOnce, Some(id)) => Wait::Publish1(id, wishes.has_key),
             (QoS::ExactlyOnce, Some(id)) => Wait::Publish2(id, wishes.has_key),
             _ if !retain && !wishes.need_the_log() && self.logged_qos0 == 0 => return out.qos0.push(publish),
@@ -159,6 +165,12 @@ impl Session {
             return self.in_turn(Outgoing::SubAck(id, reasons), out);
         }
         let sys = sys_asks(identifier, &filters);
+        if is_seeded(SeededBug::SubackBeforeCommit) {
+            let granted = filters.iter().map(|(_, options)| Reason(options.qos as u8)).collect();
+            out.packets.push(Outgoing::SubAck(id, granted));
+            let command = Command::Subscribe(command::Subscribe { from, identifier, filters });
+            return self.propose(Wait::Publish0, command, out);
+        }
         let command = Command::Subscribe(command::Subscribe { from, identifier, filters });
         self.propose(Wait::Subscribe(id, known, sys), command, out);
     }
@@ -207,6 +219,10 @@ impl Session {
         if filters.is_empty() {
             let reasons = known.into_iter().flatten().collect();
             return self.in_turn(Outgoing::UnsubAck(id, reasons), out);
+        }
+        if is_seeded(SeededBug::UnsubackBeforeCommit) {
+            out.packets.push(Outgoing::UnsubAck(id, vec![Reason::SUCCESS; filters.len()]));
+            return self.propose(Wait::Publish0, Command::Unsubscribe { from, filters }, out);
         }
         self.propose(Wait::Unsubscribe(id, known), Command::Unsubscribe { from, filters }, out);
     }

@@ -18,6 +18,7 @@ use quorate_store::effect::Delivery;
 use quorate_store::ids::{PacketId, Position, QoS, QueueSeq};
 use quorate_store::message::SharedMessage;
 use quorate_store::rows::QueuePage;
+use quorate_store::seeded_bug::{SeededBug, is_seeded};
 
 use super::aliases::Aliases;
 use super::memory::Memory;
@@ -148,6 +149,8 @@ pub(super) struct Outbox {
     memory_is_next: bool,
     window: usize,
     sent_until: QueueSeq,
+    /// First row of this connection.
+    first: QueueSeq,
     /// Next row to send: everything below was sent on this connection, or needs not be.
     cursor: QueueSeq,
     /// Rows below are in `ready`, sent, or gone.
@@ -182,6 +185,7 @@ impl Outbox {
             memory_is_next: false,
             window: usize::from(start.window.max(1)),
             sent_until: start.sent_until,
+            first: start.head,
             cursor: start.head,
             fetched: start.head,
             tail: start.tail.max(start.head),
@@ -377,7 +381,8 @@ impl Outbox {
                         qos: row.qos,
                         phase: Phase::Released,
                     });
-                    out.packets.push(Outgoing::PubRel(row.seq.packet_id(), Reason::SUCCESS));
+                    let id = id_of(self.first, row.seq);
+                    out.packets.push(Outgoing::PubRel(id, Reason::SUCCESS));
                 }
             } else if keep && row.seq >= self.fetched && row.seq < until && !asked.withdrawn.contains(&row.seq) {
                 self.push_ready(Ready {
@@ -508,14 +513,14 @@ impl Outbox {
 
     fn send(&mut self, ready: Ready, link: Link<'_>, now: Now, out: &mut Output) {
         let Ready { seq, qos, retain, identifiers, message } = ready;
-        let dup = seq < self.sent_until;
+        let dup = seq < self.sent_until && !is_seeded(SeededBug::DupNotSet);
         let position = message.position;
         // What may have been sent already goes on until it is acknowledged, expired or not.
         let expiry_s = match expiry_left(&message, now) {
-            None if dup => Some(Some(1)),
+            None if dup && !is_seeded(SeededBug::SentRowDroppedByExpiry) => Some(Some(1)),
             left => left,
         };
-        let id = Some(seq.packet_id());
+        let id = Some(self.id_of(seq));
         let delivered =
             expiry_s.map(|expiry_s| Delivered { dup, qos, retain, id, expiry_s, identifiers, alias: None, message });
         let is_live = delivered.is_some();
@@ -546,8 +551,12 @@ impl Outbox {
     /// Index of the exchange with this identifier: it spans less than the identifiers, so it is unique.
     fn find(&self, id: PacketId) -> Option<usize> {
         let first = self.in_flight.front()?.seq;
-        let distance = (u64::from(id.get()) + IDENTIFIERS - u64::from(first.packet_id().get())) % IDENTIFIERS;
+        let distance = (u64::from(id.get()) + IDENTIFIERS - u64::from(self.id_of(first).get())) % IDENTIFIERS;
         self.find_seq(QueueSeq(first.0 + distance))
+    }
+
+    fn id_of(&self, seq: QueueSeq) -> PacketId {
+        id_of(self.first, seq)
     }
 
     fn find_seq(&self, seq: QueueSeq) -> Option<usize> {
@@ -601,7 +610,7 @@ impl Outbox {
 
     /// Whether `id` is that of a row that an earlier connection may have sent, and this one has not come to.
     fn is_to_be_resent(&self, id: PacketId) -> bool {
-        let distance = (u64::from(id.get()) + IDENTIFIERS - u64::from(self.cursor.packet_id().get())) % IDENTIFIERS;
+        let distance = (u64::from(id.get()) + IDENTIFIERS - u64::from(self.id_of(self.cursor).get())) % IDENTIFIERS;
         self.cursor.0 + distance < self.sent_until.0
     }
 
@@ -649,7 +658,7 @@ impl Outbox {
         if ack.kind == AckKind::Pubrec {
             if let Some(entry) = self.in_flight.get_mut(i) {
                 entry.phase = Phase::Released;
-                out.packets.push(Outgoing::PubRel(ack.seq.packet_id(), Reason::SUCCESS));
+                out.packets.push(Outgoing::PubRel(id_of(self.first, ack.seq), Reason::SUCCESS));
             }
             return;
         }
@@ -658,6 +667,14 @@ impl Outbox {
             self.passed -= 1;
         }
     }
+}
+
+/// The packet identifier of a row, on whatever connection.
+fn id_of(first: QueueSeq, seq: QueueSeq) -> PacketId {
+    if is_seeded(SeededBug::PacketIdReused) {
+        return QueueSeq(seq.0.saturating_sub(first.0)).packet_id();
+    }
+    seq.packet_id()
 }
 
 /// Message Expiry Interval that is left: `None` when the message has expired, `Some(None)` when it never does.

@@ -7,6 +7,7 @@ use crate::rows::key::{self, RowKind};
 use crate::rows::share::{ShareRow, WaitingRow};
 use crate::rows::value::{ShareStrategyRow, SubscriptionRow, Value as _};
 use crate::rows::{RowRead as _, RowStore};
+use crate::seeded_bug::{SeededBug, is_seeded};
 use crate::topic::TopicFilter;
 
 use super::super::continuations::{Continuation, ShareSweep};
@@ -105,6 +106,9 @@ impl<S: RowStore> Machine<S> {
         let window = session.window.take();
         let (head, sent_until) = (session.counters.head, session.row.sent_until);
         let Some(membership) = &session.membership else { return Ok(()) };
+        if is_seeded(SeededBug::SharedMessageNotReturned) {
+            return Ok(());
+        }
         let mut head_went = false;
         for seq in membership.rows.iter().copied().collect::<Vec<QueueSeq>>() {
             let key = key::queue(id, seq);
@@ -116,7 +120,7 @@ impl<S: RowStore> Machine<S> {
                 },
             };
             let Some((row, given)) = row.and_then(|row| Some((row, row.given?))) else { continue };
-            let may_be_sent = row.released || row.seq < sent_until;
+            let may_be_sent = (row.released || row.seq < sent_until) && !is_seeded(SeededBug::SharedQos2Returned);
             if self.shares.get(given.share).is_none() || (row.qos == QoS::ExactlyOnce && may_be_sent) {
                 continue;
             }
