@@ -54,6 +54,12 @@ impl Actor for Mortal {
         }
         let life = client.rng.between(200, 2_000);
         client.pump(Duration::from_millis(life));
+        if !client.is_connected() {
+            // Who comes back at once finds its session before the cluster has given up the node that had it.
+            let away = client.rng.between(0, 8_000);
+            client.pump(Duration::from_millis(away));
+            return;
+        }
         match client.rng.below(10) {
             0..=4 => client.break_off(),
             5..=6 => client.disconnect(false),
