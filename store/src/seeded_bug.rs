@@ -228,6 +228,14 @@ mod tests {
         }
     }
 
+    #[test]
+    fn the_page_of_what_was_caught_speaks_of_each() {
+        let page = include_str!("../../jepsen/seeded-bugs.json");
+        let spoken_of = |name: &str| page.matches(&format!("\"name\": \"{name}\"")).count();
+        assert_eq!(page.matches("\"name\": ").count(), ALL.len());
+        assert!(ALL.iter().all(|(name, _)| spoken_of(name) == 1));
+    }
+
     #[cfg(not(feature = "seeded-bugs"))]
     #[test]
     fn an_ordinary_build_has_none() {

@@ -26,6 +26,7 @@ use crate::history::MessageName;
 use crate::history::event::{self, Answer, Call, Closing, Connection, OpId, What};
 use crate::history::record::Recorder;
 use crate::rng::Rng;
+use crate::wire::property::{self, Property, Value};
 use crate::wire::{Ack, AckKind, Packet, Publish, Version, encode};
 
 /// Reconnecting waits so long at first, twice as long each time, and at most so long.
@@ -359,6 +360,17 @@ impl Client {
 
     /// Publishes at QoS 1 or 2 without waiting for the answer. The message, if there was a connection.
     pub(crate) fn publish(&mut self, topic: &str, qos: u8, retain: bool) -> Option<MessageName> {
+        self.publish_under(None, topic, qos, retain)
+    }
+
+    /// The same with an idempotency key, of a client of 5.0.
+    pub(crate) fn publish_under(
+        &mut self,
+        key: Option<String>,
+        topic: &str,
+        qos: u8,
+        retain: bool,
+    ) -> Option<MessageName> {
         let connection = self.conn.as_ref()?.id;
         let message = MessageName { publisher: self.id.0, seq: self.seq };
         self.seq += 1;
@@ -370,12 +382,12 @@ impl Client {
             retain,
             topic: topic.clone(),
             id: packet_id,
-            properties: Vec::new(),
+            properties: key.iter().map(|key| idempotency_key(key)).collect(),
             payload: message.payload(""),
         };
         let mut bytes = Vec::new();
         encode::publish(&mut bytes, self.manner.version, &publish);
-        let call = Call::Publish { connection, message, topic, qos, retain, packet_id, key: None };
+        let call = Call::Publish { connection, message, topic, qos, retain, packet_id, key };
         self.record(What::Invoke { op, call });
         self.session.begin(op, publish);
         self.waiting_since.get_or_insert_with(Instant::now);
@@ -477,4 +489,8 @@ impl Client {
             self.record(What::Closed { connection: ghost.id, how: Closing::Broken });
         }
     }
+}
+
+fn idempotency_key(key: &str) -> Property {
+    Property { id: property::USER, value: Value::Pair("idempotency-key".to_owned(), key.to_owned()) }
 }

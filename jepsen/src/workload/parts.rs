@@ -16,11 +16,13 @@ pub(super) struct Publisher {
     pub(super) window: usize,
     /// The connection is broken off so often in a thousand turns.
     pub(super) breaks_permille: u64,
+    /// So often in a thousand turns it publishes twice under one idempotency key.
+    pub(super) keys_permille: u64,
 }
 
 impl Publisher {
     pub(super) fn new(topic: impl Into<String>, qos: u8) -> Self {
-        Self { topic: topic.into(), qos, window: 8, breaks_permille: 5 }
+        Self { topic: topic.into(), qos, window: 8, breaks_permille: 5, keys_permille: 0 }
     }
 }
 
@@ -31,6 +33,12 @@ impl Actor for Publisher {
         }
         if client.rng.below(1_000) < self.breaks_permille {
             return client.break_off();
+        }
+        if client.rng.below(1_000) < self.keys_permille {
+            let key = format!("{}-{}", client.id.0, client.rng.draw());
+            for _ in 0..2 {
+                client.publish_under(Some(key.clone()), &self.topic, self.qos, false);
+            }
         }
         let burst = client.rng.between(1, self.window as u64);
         for _ in 0..burst {

@@ -7,7 +7,8 @@ use crate::wire::Version;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "queue",
-    about: "QoS 1: three publishers, two durable subscribers to all of it, one of them 3.1.1",
+    about: "QoS 1: three publishers, one of them with idempotency keys, two durable subscribers to all of it, one of them \
+            3.1.1",
     parts,
 };
 
@@ -16,7 +17,7 @@ fn parts(group: u32) -> Vec<Part> {
     vec![
         Part::new(Manner::default(), Subscriber::new(format!("queue{group}/#"), 1)),
         Part::new(v4(), Subscriber::new(format!("queue{group}/#"), 1)),
-        Part::new(Manner::default(), Publisher::new(format!("queue{group}/a"), 1)),
+        Part::new(Manner::default(), Publisher { keys_permille: 50, ..Publisher::new(format!("queue{group}/a"), 1) }),
         Part::new(Manner::default(), Publisher::new(format!("queue{group}/b"), 1)),
         Part::new(v4(), Publisher::new(format!("queue{group}/c"), 1)),
     ]
