@@ -16,7 +16,7 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use crate::history::index::{Change, ClientAt, MessageAt, Outcome, TextAt};
 use crate::history::read::Line;
 
-use super::run::{Run, Stream};
+use super::run::{Freshness, Run, Stream};
 use super::verdict::{Found, Guarantee, Kind, Violation};
 
 /// Of each message that is certainly published once.
@@ -146,7 +146,10 @@ fn subscribers(run: &Run<'_>, positions: &Positions, found: &mut Found) {
     for client in 0..run.index.clients.len() {
         let mut by_topic: BTreeMap<TextAt, Vec<(u64, MessageAt, Line)>> = BTreeMap::new();
         let firsts = run.firsts(client);
-        let seen: HashSet<MessageAt> = firsts.iter().map(|(message, _)| *message).collect();
+        // What came to a connection that may have been the owner has come.
+        let arrivals = run.index.arrivals.iter().filter(|a| a.client == client);
+        let seen: HashSet<MessageAt> =
+            arrivals.filter(|a| run.freshness(a) != Freshness::Stale).filter_map(|a| a.message).collect();
         for (message, at) in firsts {
             let m = &run.index.messages[message];
             if let (Some(&position), true) = (positions.get(&message), run.stream_of(message).is_some()) {
