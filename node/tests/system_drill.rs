@@ -160,9 +160,16 @@ async fn a_plan_touches_nothing_and_a_cluster_that_is_not_whole_is_left_alone() 
     assert_eq!(system.cluster.nodes.iter().map(|node| node.pid()).collect::<Vec<_>>(), pids);
     assert_eq!(supervise(&mut system), 0, "a node has ended");
 
-    system.kill(2);
     let mut with_yes = partition.to_vec();
     with_yes.push("--yes");
+    fs::create_dir(out(&system)).unwrap();
+    fs::write(out(&system).join("undo.sh"), "true\n").unwrap();
+    let refused = drill(&system, &with_yes).output().unwrap();
+    assert_eq!(refused.status.code(), Some(2), "{}", text(&refused));
+    assert!(text(&refused).contains("an earlier drill was killed before it healed"), "{}", text(&refused));
+    fs::remove_dir_all(out(&system)).unwrap();
+
+    system.kill(2);
     let refused = drill(&system, &with_yes).output().unwrap();
     let words = text(&refused);
     assert_eq!(refused.status.code(), Some(2), "{words}");

@@ -161,6 +161,14 @@ impl Drill {
 
     /// What speaks against it, and what to do.
     fn refusal(&self) -> Option<String> {
+        let script = rounds::script(&self.options.out);
+        if script.exists() {
+            return Some(format!(
+                "{0} is there: an earlier drill was killed before it healed\n  nothing was done; run it (sh {0}) if that \
+                 fault still stands, and remove it",
+                script.display()
+            ));
+        }
         if let Err(why) = self.site.health() {
             return Some(format!(
                 "the cluster is not whole: {why}\n  nothing was done; a drill begins with all voters up: see `quorate cluster status`"

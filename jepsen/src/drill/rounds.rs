@@ -171,6 +171,11 @@ impl<'a> Rounds<'a> {
     }
 }
 
+/// What would undo the fault that stands, for a person.
+pub(super) fn script(out: &Path) -> PathBuf {
+    out.join("undo.sh")
+}
+
 /// What stands and must be undone.
 struct Standing<'a> {
     undos: Vec<Deed>,
@@ -193,7 +198,7 @@ impl<'a> Standing<'a> {
     }
 
     fn script(&self) -> PathBuf {
-        self.out.join("undo.sh")
+        script(self.out)
     }
 
     fn write(&self) -> std::io::Result<()> {

@@ -173,9 +173,18 @@ fn options(args: DrillArgs, stop: Stop) -> Result<Options, Failure> {
         commands: Commands { kill, start, supervised, pause, resume, partition, heal, drain, pid_file },
         allow_outage: args.allow_outage,
         tag: format!("{:08x}", rand::random::<u32>()),
-        command: std::env::args().collect::<Vec<_>>().join(" "),
+        command: std::env::args().map(|word| quoted(&word)).collect::<Vec<_>>().join(" "),
         stop,
     })
+}
+
+/// A word as a shell wants it.
+fn quoted(word: &str) -> String {
+    let is_plain = |b: u8| b.is_ascii_alphanumeric() || b"-_./:,=+@%".contains(&b);
+    if !word.is_empty() && word.bytes().all(is_plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// From the file, the terminal, or standard input; never an argument, which every process can see.
@@ -192,6 +201,14 @@ fn password(file: Option<&std::path::Path>) -> Result<String, Failure> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_command_to_run_again_can_be_pasted_into_a_shell() {
+        for (word, said) in [("--yes", "--yes"), ("ssh {host} x", "'ssh {host} x'"), ("it's", r"'it'\''s'"), ("", "''")]
+        {
+            assert_eq!(quoted(word), said);
+        }
+    }
 
     #[test]
     fn a_node_has_a_name_and_two_addresses() {
