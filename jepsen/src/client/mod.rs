@@ -476,9 +476,15 @@ impl Client {
         None
     }
 
-    /// It is over: what is open stays open for ever.
+    /// It is over: what is open stays open for ever. So does the connection of a session that lasts: a history in which
+    /// nobody is connected at the end says of nothing that it should have come. (One that ends with its connection gives
+    /// back what it holds, which others may still be seen to get.)
     pub(crate) fn give_up(&mut self) {
-        self.disconnect(false);
+        if self.manner.expiry_s == 0 {
+            self.disconnect(false);
+        } else if let Some(conn) = self.conn.take() {
+            conn.shut();
+        }
         self.left();
         for op in self.session.forget() {
             self.record(What::Info { op, why: "given up".to_owned() });
