@@ -2,9 +2,14 @@
 
 use std::time::Duration;
 
+use quorate_jepsen::history::event::What;
+
 use crate::net::{self, Host};
 use crate::world::{self, after, below, between, note, one_in, one_of};
-use crate::{client, node};
+use crate::{client, history, node};
+
+/// What a fault does is felt for so long after it: a node starts, a leader is elected.
+const LINGERS: Duration = Duration::from_secs(4);
 
 /// What can go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,6 +114,12 @@ fn strike(Fault { number, kind, .. }: Fault) {
     let Some(host) = some_host() else { return };
     let time = some_time();
     note!("fault {number}: {kind:?} at node {host} for {} ms", time.as_millis());
+    let (nemesis, what) = (format!("{kind:?}"), format!("for {} ms", time.as_millis()));
+    history::record(None, What::Fault { number, nemesis, nodes: vec![format!("n{host}")], what });
+    // The network's weather and a wrong clock stay.
+    if !matches!(kind, Kind::Weather | Kind::Clock) {
+        after(time + LINGERS, move || history::record(None, What::Healed { number }));
+    }
     match kind {
         Kind::Kill | Kind::Power => {
             node::kill(host, kind == Kind::Power);
@@ -145,7 +156,7 @@ fn strike(Fault { number, kind, .. }: Fault) {
         }
         Kind::Weather => net::set_weather(net::some_weather()),
         Kind::Clock => node::set_wall_skew_ms(host, below(20_000) as i64 - 10_000),
-        Kind::Client => client::break_connection(below(u64::from(crate::run::CLIENTS)) as u32),
+        Kind::Client => client::break_connection(below(u64::from(client::count())) as u32),
     }
 }
 
@@ -178,4 +189,5 @@ pub(crate) fn heal() {
         most: Duration::from_millis(2),
         loss_one_in: None,
     });
+    history::heal_all();
 }

@@ -231,6 +231,9 @@ impl Front {
         for packet in out.packets {
             client::send(link, packet);
         }
+        for publish in out.qos0 {
+            self.cluster.route_qos0(publish);
+        }
         for (request, command) in out.commands {
             let ticket = Ticket { worker: 0, slot, generation: 0, request };
             let withdrawn = matches!(command, Command::Connect(_)).then(|| withdrawn.clone());

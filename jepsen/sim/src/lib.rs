@@ -12,7 +12,8 @@
 //! | `disk` | a Raft log whose synced and unsynced parts are kept apart |
 //! | `node` | lives of nodes: start, kill, power loss, stop |
 //! | `front` | session machines, driven as the front end drives them |
-//! | `client` | clients, and what they saw |
+//! | `client` | clients, by their habits |
+//! | `history` | what they saw, as events for the checkers |
 //! | `faults` | what goes wrong, by chance |
 //! | `invariants` | what must hold in every state, one file each |
 //! | `run` | one seed from beginning to end |
@@ -22,6 +23,7 @@ mod clock;
 mod disk;
 mod faults;
 mod front;
+mod history;
 mod invariants;
 mod net;
 mod node;

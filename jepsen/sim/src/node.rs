@@ -84,11 +84,12 @@ pub(crate) fn disk(host: Host) -> Option<SimDisk> {
     with(host, |node| node.disk.clone())
 }
 
-/// A front end to connect to.
-pub(crate) fn some_front() -> Option<(Host, u64)> {
+/// A front end to connect to; this one only if there is no other.
+pub(crate) fn some_front(but_not: Option<Host>) -> Option<(Host, u64)> {
     let fronts: Vec<(Host, u64)> =
         NODES.with_borrow(|nodes| nodes.values().filter(|n| n.front.is_some()).map(|n| (n.host, n.life)).collect());
-    one_of(&fronts)
+    let others: Vec<(Host, u64)> = fronts.iter().copied().filter(|(host, _)| Some(*host) != but_not).collect();
+    one_of(if others.is_empty() { &fronts } else { &others })
 }
 
 /// Does something with a front end, if that life goes on. When its process is stopped, later.

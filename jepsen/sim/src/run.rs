@@ -2,21 +2,29 @@
 
 use std::time::Duration;
 
-use quorate_jepsen::check::check;
+use quorate_jepsen::check::verdict::{Expectations, Figures, Verdict};
+use quorate_jepsen::check::{check, check_events};
+use quorate_jepsen::history::event::{Event, What};
 use quorate_raft::LogRetention;
 
+use crate::client::Phase;
 use crate::disk::Unsynced;
 use crate::faults::{self, Plan};
 use crate::world::{below, between, note, one_in};
-use crate::{client, clock, invariants, net, node, world};
+use crate::{client, clock, history, invariants, net, node, world};
 
-/// Clients of a run.
-pub(crate) const CLIENTS: u32 = 4;
 const HOSTS: u64 = 3;
 /// For the cluster to form and all clients to be subscribed.
 const FORM_MAX: Duration = Duration::from_secs(60);
 /// For all that is owed, once all is well: node_timeout, elections, a day's worth of patience.
 const LIVENESS_MAX: Duration = Duration::from_secs(90);
+/// Without a delivery for so long everything has been read.
+const QUIET: Duration = Duration::from_secs(8);
+/// How much later than its delay a will may be published while faults come: a blackout of 14 s and what comes after it.
+const WILL_LATE_MAX: Duration = Duration::from_secs(40);
+/// After this a CONNECT that nobody answered has no effect: its node was stopped for 12 s before it read it, and it may
+/// be committed for 10 s then.
+const CONNECT_FORGOTTEN: Duration = Duration::from_secs(25);
 /// Events after which a run is taken to be stuck at one moment.
 const STEPS_AT_ONCE_MAX: u32 = 100_000;
 
@@ -63,6 +71,10 @@ pub struct Report {
     pub acknowledged: usize,
     /// Deliveries.
     pub delivered: usize,
+    /// What the checkers of histories counted.
+    pub figures: Figures,
+    /// What clients saw.
+    pub history: Vec<Event>,
     /// Faults that were planned.
     pub faults: usize,
     /// Threads of the process: more than one is no simulation.
@@ -75,6 +87,7 @@ pub fn run(options: &Options) -> Report {
     let dir = tempfile::Builder::new().prefix("quorate-sim-").tempdir_in(scratch()).expect("a folder for the rows");
     world::begin(options.seed, options.keeps_trace);
     invariants::begin();
+    history::begin();
     net::begin(net::some_weather());
     let bug = |which| options.bug == Some(which);
     let unsynced = Unsynced {
@@ -88,8 +101,13 @@ pub fn run(options: &Options) -> Report {
     }
     let mut faults = 0;
     let violation = lifecycle(&options.skipped, &mut faults);
+    let (history, summary) = (history::take(), client::summary());
+    let (figures, broken) = judge(&history, violation.is_none());
+    let violation = match (violation, broken) {
+        (Some(first), Some(broken)) => Some(format!("{first}\n{broken}")),
+        (first, broken) => first.or(broken),
+    };
     let (trace_lines, trace_hash) = world::digest();
-    let history = client::history();
     let report = Report {
         violation,
         virtual_s: clock::now_ns() as f64 / 1e9,
@@ -97,8 +115,10 @@ pub fn run(options: &Options) -> Report {
         trace_hash,
         trace: world::take_trace(),
         terms: invariants::terms(),
-        acknowledged: history.sent.iter().filter(|s| s.acknowledged).count(),
-        delivered: history.delivered.len(),
+        acknowledged: summary.sent.iter().filter(|s| s.acknowledged).count(),
+        delivered: client::deliveries(),
+        figures,
+        history,
         faults,
         threads: std::fs::read_dir("/proc/self/task").map_or(0, Iterator::count),
     };
@@ -128,12 +148,12 @@ fn retention() -> LogRetention {
 
 fn lifecycle(skipped: &[u32], faults: &mut usize) -> Option<String> {
     let travel = (Duration::from_micros(100), Duration::from_millis(1 + below(20)));
-    client::begin(CLIENTS, travel);
+    client::begin(travel);
     if !go_on(FORM_MAX, client::are_subscribed) {
         return invariants::violation().or_else(|| Some("liveness: the cluster did not form in time".to_owned()));
     }
     note!("the safety phase begins");
-    client::set_publishing(true);
+    client::enter(Phase::Load);
     let length = between(Duration::from_secs(20), Duration::from_secs(60));
     let ends = clock::now_ns() + length.as_nanos() as u64;
     let plan = Plan::some(length);
@@ -148,14 +168,53 @@ fn lifecycle(skipped: &[u32], faults: &mut usize) -> Option<String> {
     let settled = clock::now_ns() + Duration::from_secs(16).as_nanos() as u64;
     go_on(Duration::from_secs(17), move || clock::now_ns() >= settled);
     faults::heal();
-    client::set_publishing(false);
+    history::record(None, What::Drain);
+    client::enter(Phase::Drain);
     note!("the liveness phase begins");
     if !go_on(LIVENESS_MAX, || client::unfinished().is_none()) {
         return invariants::violation().or_else(|| client::unfinished().map(|what| format!("liveness: {what}")));
     }
+    // Nothing more comes; and wills of those that left are due, if they are.
+    let quiet = if client::have_wills() { WILL_LATE_MAX + QUIET } else { QUIET };
+    let limit = clock::now_ns() + (quiet * 4).as_nanos() as u64;
+    go_on(quiet * 4, move || client::are_quiet_for(quiet) || clock::now_ns() >= limit);
+    if let (None, Some(what)) = (invariants::violation(), client::unfinished()) {
+        return Some(format!("it does not last: {what}"));
+    }
     invariants::look();
-    let verdict = check(&client::history());
+    digests();
+    let verdict = check(&client::summary());
     invariants::violation().or_else(|| (!verdict.is_clean()).then(|| verdict.to_string()))
+}
+
+/// All nodes' rows by a full scan, written down.
+fn digests() {
+    for host in node::running() {
+        if let Some(Ok((applied, digest))) = node::look(host, |cluster| cluster.rows().digest()) {
+            let (node, digest) = (format!("n{host}"), format!("{digest:016x}"));
+            history::record(None, What::Digest { node, applied, digest });
+        }
+    }
+}
+
+/// What the checkers of histories say: a broken promise, if there is one.
+fn judge(events: &[Event], is_whole: bool) -> (Figures, Option<String>) {
+    let expectations = Expectations {
+        acknowledged_min: 0,
+        drained: is_whole,
+        connect_deadline_ns: CONNECT_FORGOTTEN.as_nanos() as u64,
+        will_late_ns_max: WILL_LATE_MAX.as_nanos() as u64,
+        ..Expectations::default()
+    };
+    // Of a run that was broken off nothing can be said to be lost.
+    let events = events.iter().filter(|event| is_whole || event.what != What::Drain);
+    match check_events(events.cloned(), &expectations) {
+        Ok(report) => {
+            let violation = matches!(report.verdict, Verdict::Violation(_)).then(|| report.to_string());
+            (report.figures, violation)
+        }
+        Err(error) => (Figures::default(), Some(format!("the history is none: {error}"))),
+    }
 }
 
 /// Lets time pass until `is_reached`, at most for `most`. False: it was not, or a promise is broken.

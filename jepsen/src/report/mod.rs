@@ -149,7 +149,7 @@ pub(crate) fn write(places: &Places) -> io::Result<usize> {
     let page = page::Page {
         runs: &runs,
         simulated: read(&proof.join("sim.json"))?,
-        seeded: read(&proof.join("seeded-bugs.json"))?.unwrap_or_default(),
+        seeded: read(&places.docs.join("../jepsen/seeded-bugs.json"))?.unwrap_or_default(),
         ledger: fs::read_to_string(proof.join("ledger.md")).unwrap_or_default(),
         plots: &plots,
     };

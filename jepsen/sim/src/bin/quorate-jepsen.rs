@@ -1,12 +1,14 @@
 //! `quorate-jepsen sim`: many seeds, each in a process of its own.
 
 use std::io::Write as _;
+use std::path::{Path, PathBuf};
 use std::process::{self, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Instant;
 
 use clap::{Args, Parser, ValueEnum as _};
+use quorate_jepsen::history::event::Event;
 use quorate_sim::{Bug, Options, run};
 use quorate_store::seeded_bug::SeededBug;
 use serde::{Deserialize, Serialize};
@@ -38,6 +40,9 @@ struct Arguments {
     /// Runs one seed and prints all that happens.
     #[arg(long)]
     trace: Option<u64>,
+    /// Writes what clients saw to this file, one event a line: with `--trace`.
+    #[arg(long)]
+    history: Option<PathBuf>,
     /// Faults, by their numbers, that do not come.
     #[arg(long, value_delimiter = ',')]
     skip: Vec<u32>,
@@ -97,6 +102,10 @@ struct Line {
     delivered: usize,
     faults: usize,
     threads: usize,
+    events: usize,
+    retained_reads: usize,
+    wills_due: usize,
+    positions: usize,
     violation: Option<String>,
 }
 
@@ -142,8 +151,18 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
         delivered: report.delivered,
         faults: report.faults,
         threads: report.threads,
+        events: report.figures.events,
+        retained_reads: report.figures.retained_reads,
+        wills_due: report.figures.wills_due,
+        positions: report.figures.positions,
         violation: report.violation,
     };
+    if let Some(path) = &arguments.history
+        && let Err(error) = write_history(path, report.history)
+    {
+        eprintln!("{}: {error}", path.display());
+        return ExitCode::from(2);
+    }
     let mut out = std::io::stdout().lock();
     for line in &report.trace {
         let _ = writeln!(out, "{line}");
@@ -152,13 +171,30 @@ fn one(seed: u64, arguments: &Arguments) -> ExitCode {
     ExitCode::from(u8::from(line.violation.is_some()))
 }
 
+fn write_history(path: &Path, events: Vec<Event>) -> std::io::Result<()> {
+    let mut file = std::io::BufWriter::new(std::fs::File::create(path)?);
+    for event in events {
+        writeln!(file, "{}", serde_json::to_string(&event)?)?;
+    }
+    file.flush()
+}
+
 /// Runs a seed in a process of its own.
-fn ask(seed: u64, arguments: &Arguments, skip: &[u32], traces: bool) -> Result<(Line, Vec<String>), String> {
+fn ask(
+    seed: u64,
+    arguments: &Arguments,
+    skip: &[u32],
+    traces: bool,
+    history: Option<&Path>,
+) -> Result<(Line, Vec<String>), String> {
     let exe = std::env::current_exe().map_err(|e| e.to_string())?;
     let mut command = process::Command::new(exe);
     command.arg("sim").args([if traces { "--trace" } else { "--one" }, &seed.to_string()]);
     if !skip.is_empty() {
         command.args(["--skip", &numbers(skip)]);
+    }
+    if let Some(path) = history {
+        command.arg("--history").arg(path);
     }
     if let Some(bug) = &arguments.bug {
         command.args(["--bug", &bug.name]);
@@ -184,6 +220,10 @@ struct Totals {
     terms: usize,
     faults: usize,
     violations: u64,
+    events: usize,
+    retained_reads: usize,
+    wills_due: usize,
+    positions: usize,
 }
 
 fn many(arguments: &Arguments) -> ExitCode {
@@ -221,6 +261,10 @@ fn many(arguments: &Arguments) -> ExitCode {
         totals.delivered,
         totals.violations
     );
+    println!(
+        "histories: {} events, {} places in the log, {} reads of retained messages, {} wills that were due",
+        totals.events, totals.positions, totals.retained_reads, totals.wills_due
+    );
     if totals.violations > 0 {
         return ExitCode::from(1);
     }
@@ -234,10 +278,10 @@ fn many(arguments: &Arguments) -> ExitCode {
 
 /// Runs a seed; false: a promise was broken, which it has told.
 fn take(seed: u64, arguments: &Arguments, totals: &Mutex<Totals>) -> bool {
-    let first = ask(seed, arguments, &arguments.skip, false);
+    let first = ask(seed, arguments, &arguments.skip, false, None);
     let mut violation = None;
     if arguments.check {
-        let second = ask(seed, arguments, &arguments.skip, false);
+        let second = ask(seed, arguments, &arguments.skip, false, None);
         if first != second {
             violation = Some(differs(seed, arguments));
         }
@@ -256,6 +300,10 @@ fn take(seed: u64, arguments: &Arguments, totals: &Mutex<Totals>) -> bool {
         totals.delivered += line.delivered;
         totals.terms += line.terms;
         totals.faults += line.faults;
+        totals.events += line.events;
+        totals.retained_reads += line.retained_reads;
+        totals.wills_due += line.wills_due;
+        totals.positions += line.positions;
         totals.violations += u64::from(violation.is_some());
     }
     let Some(violation) = violation else { return true };
@@ -266,7 +314,7 @@ fn take(seed: u64, arguments: &Arguments, totals: &Mutex<Totals>) -> bool {
 
 /// Where two runs of a seed part.
 fn differs(seed: u64, arguments: &Arguments) -> String {
-    let trace = || ask(seed, arguments, &arguments.skip, true).map(|(_, lines)| lines).unwrap_or_default();
+    let trace = || ask(seed, arguments, &arguments.skip, true, None).map(|(_, lines)| lines).unwrap_or_default();
     let (first, second) = (trace(), trace());
     let parted = first.iter().zip(&second).position(|(a, b)| a != b).unwrap_or(first.len().min(second.len()));
     format!("two runs differ from line {parted} on:\n  {:?}\n  {:?}", first.get(parted), second.get(parted))
@@ -275,7 +323,9 @@ fn differs(seed: u64, arguments: &Arguments) -> String {
 /// Leaves out what is not needed to break the promise, and shows what is left.
 fn tell(seed: u64, arguments: &Arguments, violation: &str, faults: usize) {
     let skip = shrink(seed, arguments, faults);
-    let mut report = format!("seed {seed}: {violation}\n  repeat with: quorate-jepsen sim --trace {seed}");
+    // A judgement of the history is told in full for what is left of the faults.
+    let first = violation.lines().next().unwrap_or_default();
+    let mut report = format!("seed {seed}: {first}\n  repeat with: quorate-jepsen sim --trace {seed}");
     if !skip.is_empty() {
         report += &format!(" --skip {}", numbers(&skip));
     }
@@ -283,13 +333,16 @@ fn tell(seed: u64, arguments: &Arguments, violation: &str, faults: usize) {
         report += &format!(" --bug {}", bug.name);
     }
     report += &format!("\n  {} of {faults} faults are enough:", faults - skip.len());
-    if let Ok((_, lines)) = ask(seed, arguments, &skip, true) {
+    let history = std::env::temp_dir().join(format!("quorate-sim-{seed}.jsonl"));
+    if let Ok((line, lines)) = ask(seed, arguments, &skip, true, Some(&history)) {
         let tells = |line: &&String| ["fault ", "node ", "loses", "VIOLATED"].iter().any(|word| line.contains(word));
         let is_dull = |line: &&String| [" applied ", "client "].iter().any(|word| line.contains(word));
         let told: Vec<&String> = lines.iter().filter(tells).filter(|line| !is_dull(line)).collect();
         for line in told.iter().skip(told.len().saturating_sub(LINES_SHOWN)) {
             report += &format!("\n  {line}");
         }
+        report += &format!("\n  what clients saw then: {}", history.display());
+        report += &format!("\n  and what is wrong with it: {}", line.violation.unwrap_or_default());
     }
     println!("{report}");
 }
@@ -302,7 +355,7 @@ fn shrink(seed: u64, arguments: &Arguments, faults: usize) -> Vec<u32> {
         let left: Vec<u32> = (1..=faults as u32).filter(|n| !skip.contains(n)).collect();
         for some in left.chunks(size) {
             let tried: Vec<u32> = skip.iter().chain(some).copied().collect();
-            if ask(seed, arguments, &tried, false).is_ok_and(|(line, _)| line.violation.is_some()) {
+            if ask(seed, arguments, &tried, false, None).is_ok_and(|(line, _)| line.violation.is_some()) {
                 skip = tried;
             }
         }

@@ -2,9 +2,11 @@
 
 use std::collections::BTreeMap;
 
+use quorate_jepsen::history::event::What;
+
 use super::Found;
 use crate::net::Host;
-use crate::node;
+use crate::{history, node};
 
 /// Who led in each term.
 #[derive(Default)]
@@ -15,7 +17,10 @@ impl Terms {
         for host in node::running() {
             let view = node::look(host, |cluster| *cluster.leader().borrow());
             let Some(term) = view.filter(|view| view.is_self).map(|view| view.term) else { continue };
-            let leader = *self.0.entry(term).or_insert(host);
+            let leader = *self.0.entry(term).or_insert_with(|| {
+                history::record(None, What::Leader { node: format!("n{host}"), term });
+                host
+            });
             if leader != host {
                 return Err((
                     "one leader for each term (Raft §5.2)",
