@@ -125,6 +125,9 @@ struct Client {
     /// It has had a CONNACK, and its session can not have ended since.
     has_session: bool,
     is_subscribed: bool,
+    /// A CONNECT with Clean Start went out, and none was answered since: nobody knows whether the session is gone, so
+    /// the next has it too.
+    is_cleaning: bool,
     asked: Option<Asked>,
     /// In the order of first sending.
     out: Vec<(u16, Out)>,
@@ -190,7 +193,10 @@ pub(crate) fn enter(phase: Phase) {
         clients.phase = phase;
         if phase == Phase::Drain {
             clients.delivered_ns = clock::now_ns();
-            clients.all.iter_mut().for_each(|client| client.reads_left = client.habits.reads.clone());
+            for client in &mut clients.all {
+                client.reads_left = client.habits.reads.clone();
+                client.habits.hold_percent = 0;
+            }
         }
     });
 }
@@ -359,6 +365,7 @@ impl Client {
             connection: 0,
             has_session: false,
             is_subscribed: false,
+            is_cleaning: false,
             asked: None,
             out: Vec::new(),
             last_id: 0,
@@ -391,7 +398,9 @@ impl Client {
     }
 
     fn connect(&mut self, link: Link) -> Connect {
-        let clean_start = self.habits.expiry_s == 0 || below(100) < self.habits.clean_percent;
+        let is_clean = self.habits.expiry_s == 0 || below(100) < self.habits.clean_percent;
+        let clean_start = is_clean || self.is_cleaning;
+        self.is_cleaning = clean_start;
         if clean_start {
             self.lose_session("Clean Start");
         }

@@ -95,6 +95,7 @@ impl Client {
         // A session that does not expire is there the next time.
         self.has_session = self.habits.expiry_s >= 86_400;
         self.state = State::Open;
+        self.is_cleaning = false;
         self.waits_since_ns = None;
         Answers { packets: self.resume(link), ..Answers::default() }
     }

@@ -65,6 +65,7 @@ fn take_over(link: Link) {
         client.left();
         client.ghosts.push(link);
         client.link = None;
+        client.waits_since_ns = None;
         client.state = State::Away;
     });
     connect(link.client, if one_in(4) { None } else { Some(link.host) });
