@@ -125,6 +125,28 @@ impl SimDisk {
         disk.live.records.range(..=last).map(|(index, bytes)| (*index, xxh3_64(bytes))).collect()
     }
 
+    /// Hash of a record.
+    pub(crate) fn record(&self, index: u64) -> Option<u64> {
+        self.disk().live.records.get(&index).map(|bytes| xxh3_64(bytes))
+    }
+
+    /// Index up to which a snapshot stands for the records.
+    pub(crate) fn purged(&self) -> u64 {
+        self.disk().live.purged.as_ref().map_or(0, |(index, _)| *index)
+    }
+
+    /// Highest index that stands in the log.
+    pub(crate) fn last(&self) -> u64 {
+        self.disk().live.next().map_or(0, |next| next - 1)
+    }
+
+    /// Whether a record is synced, or a snapshot stands for it.
+    pub(crate) fn is_durable(&self, index: u64) -> bool {
+        let disk = self.disk();
+        let is_purged = disk.synced.purged.as_ref().is_some_and(|(purged, _)| *purged >= index);
+        is_purged || disk.synced.records.contains_key(&index)
+    }
+
     /// The process is gone, or the power: what is not certain is decided.
     pub(crate) fn lose(&self, power: bool) {
         let mut disk = self.disk();

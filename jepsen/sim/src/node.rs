@@ -79,6 +79,11 @@ pub(crate) fn running() -> Vec<Host> {
     NODES.with_borrow(|nodes| nodes.values().filter(|n| n.runtime.is_some()).map(|n| n.host).collect())
 }
 
+/// Which of its lives a host is in.
+pub(crate) fn life(host: Host) -> u64 {
+    with(host, |node| node.life).unwrap_or_default()
+}
+
 /// The disk of a host.
 pub(crate) fn disk(host: Host) -> Option<SimDisk> {
     with(host, |node| node.disk.clone())

@@ -1,6 +1,7 @@
 //! At most one leader can be elected in a given term (Raft §5.2, "Election Safety").
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 
 use quorate_jepsen::history::event::What;
 
@@ -13,14 +14,17 @@ use crate::{history, node};
 pub(super) struct Terms(BTreeMap<u64, Host>);
 
 impl Terms {
-    pub(super) fn look(&mut self) -> Found {
+    /// Who is seen to lead for the first time is told to `elected`.
+    pub(super) fn look(&mut self, mut elected: impl FnMut(Host, u64) -> Found) -> Found {
         for host in node::running() {
             let view = node::look(host, |cluster| *cluster.leader().borrow());
             let Some(term) = view.filter(|view| view.is_self).map(|view| view.term) else { continue };
-            let leader = *self.0.entry(term).or_insert_with(|| {
+            if let Entry::Vacant(vacant) = self.0.entry(term) {
+                vacant.insert(host);
                 history::record(None, What::Leader { node: format!("n{host}"), term });
-                host
-            });
+                elected(host, term)?;
+            }
+            let leader = self.0.get(&term).copied().unwrap_or(host);
             if leader != host {
                 return Err((
                     "one leader for each term (Raft §5.2)",

@@ -1,6 +1,9 @@
 //! What must hold in every state that a run comes through, one file each; and the first thing that did not.
 
+mod applied_forward;
+mod durable_majority;
 mod election_safety;
+mod leader_completeness;
 mod log_matching;
 mod replicas_agree;
 
@@ -14,6 +17,8 @@ struct State {
     terms: election_safety::Terms,
     logs: log_matching::Logs,
     digests: replicas_agree::Digests,
+    applied: applied_forward::Applied,
+    stored: durable_majority::Stored,
     /// Counts looks: what is dear is not looked at each time.
     looks: u64,
 }
@@ -43,11 +48,18 @@ pub(crate) fn violation() -> Option<String> {
 
 /// Looks at the nodes as they are now.
 pub(crate) fn look() {
-    let found = STATE.with_borrow_mut(|state| {
+    let found = STATE.with_borrow_mut(|state| -> Found {
         state.looks += 1;
         let scans = state.looks % LOOKS_PER_SCAN == 0;
-        let found = state.terms.look().and_then(|()| if scans { state.logs.look() } else { Ok(()) });
-        found.and_then(|()| if scans { state.digests.look() } else { Ok(()) })
+        let State { terms, logs, digests, applied, stored, .. } = state;
+        terms.look(|leader, term| leader_completeness::look(leader, term, logs))?;
+        applied.look()?;
+        stored.look()?;
+        if scans {
+            logs.look()?;
+            digests.look()?;
+        }
+        Ok(())
     });
     if let Err((promise, how)) = found {
         violated(promise, &how);
