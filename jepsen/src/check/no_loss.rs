@@ -156,6 +156,25 @@ mod tests {
     }
 
     #[test]
+    fn a_connect_without_an_answer_may_have_made_a_new_session_after_the_expiry() {
+        let outcome = |is_answered_by_nobody: bool| {
+            let mut h = History::new();
+            let op = h.connect_open(2, 1, false, 5);
+            h.connect(1, 1).connack(2, op, false).subscribe(2, 1, "a", 1).lost(2, 1).wait_s(6);
+            if is_answered_by_nobody {
+                let op = h.connect_open(2, 2, false, 5);
+                h.info(2, op).lost(2, 2);
+            }
+            h.publish(1, 1, 0, "a", 1);
+            let op = h.connect_open(2, 3, false, 5);
+            h.connack(2, op, true);
+            broken(h.drain())
+        };
+        assert_eq!(outcome(true), []);
+        assert_eq!(outcome(false), [(NoAcknowledgedLoss, Some(0))], "Session Present says that it was the first one");
+    }
+
+    #[test]
     fn what_was_acknowledged_and_arrived_is_fine() {
         let mut h = subscribed();
         h.publish(1, 1, 0, "a/x", 1).deliver(2, 1, (1, 0), "a/x", 1, 1).settle(2, 1, 1).drain();

@@ -377,7 +377,10 @@ impl<'a> Run<'a> {
                 _ => {}
             }
             let Place { fence, next, .. } = self.places[at];
-            let is_resumed = next.is_some_and(|next| conns[next].present && !conns[next].clean_start);
+            // Session Present may also tell of a session that a CONNECT which nobody answered has made since.
+            let is_resumed = next.is_some_and(|next| {
+                conns[next].present && !conns[next].clean_start && !self.is_unanswered_between(client, at, next)
+            });
             if is_resumed && conn.expiry_s > 0 {
                 continue;
             }
@@ -389,6 +392,13 @@ impl<'a> Run<'a> {
             }
         }
         ends
+    }
+
+    /// Whether a CONNECT of which nobody knows stands between two of its connections.
+    fn is_unanswered_between(&self, client: ClientAt, at: ConnAt, next: ConnAt) -> bool {
+        let conns = self.index.clients[client].conns.iter();
+        let mut between = conns.skip_while(|conn| **conn != at).skip(1).take_while(|conn| **conn != next);
+        between.any(|&conn| self.index.conns[conn].span.outcome == Outcome::Info)
     }
 
     fn all_timelines(&self) -> Vec<Timeline> {

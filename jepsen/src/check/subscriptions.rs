@@ -14,6 +14,10 @@ use super::verdict::{Found, Guarantee, Kind};
 pub(super) fn check(run: &Run<'_>, found: &mut Found) {
     for arrival in run.index.arrivals.iter().filter(|arrival| !arrival.retain) {
         let Some(message) = arrival.message else { continue };
+        // QoS 0 goes past the log, and is not promised.
+        if run.index.messages[message].qos == 0 {
+            continue;
+        }
         let effect = run.effects[message];
         let routes = run.routes_to(arrival.client, arrival.topic);
         // It arrived: it was published before.
@@ -60,6 +64,13 @@ mod tests {
         let mut h = subscribed();
         h.publish(1, 1, 0, "a", 1).unsubscribe(2, 1, "a").deliver(2, 1, (1, 0), "a", 1, 1).settle(2, 1, 1);
         assert_eq!(broken(h.drain()), [], "it was in the queue");
+    }
+
+    #[test]
+    fn qos_0_goes_past_the_log_and_is_not_held_to_it() {
+        let mut h = subscribed();
+        h.unsubscribe(2, 1, "a").publish(1, 1, 0, "a", 0).deliver(2, 1, (1, 0), "a", 0, 0);
+        assert_eq!(broken(h.drain()), []);
     }
 
     #[test]
