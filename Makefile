@@ -87,7 +87,7 @@ sim: setup ## three nodes on virtual time, with faults by chance; ARGS are passe
 RUNS := $(CACHE)/jepsen
 jepsen: setup ## simulated nodes, then real ones under faults, judged by what their clients saw; ARGS are passed on
 	$(CARGO) build $(FLAGS) -p quorate -p quorate-sim -p quorate-jepsen --bins
-	$(BIN)/quorate-jepsen sim --seeds 0..100 --check
+	$(BIN)/quorate-jepsen sim --seeds 0..60 --check
 	$(BIN)/quorate-faults campaign --time 30 --out $(RUNS)/brief $(ARGS)
 
 HOURS ?= 4

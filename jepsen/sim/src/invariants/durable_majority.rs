@@ -21,8 +21,7 @@ impl Stored {
         let Some(formed) = self.0 else {
             let voters = |cluster: &quorate_raft::Cluster| {
                 let status = cluster.status();
-                let voters = status.borrow().nodes.iter().filter(|n| n.role != NodeRole::Learner).count();
-                voters
+                status.borrow().nodes.iter().filter(|n| n.role != NodeRole::Learner).count()
             };
             if node::hosts().into_iter().all(|host| node::look(host, voters) == Some(VOTERS)) {
                 self.0 = disks.iter().map(|disk| disk.last()).max();
