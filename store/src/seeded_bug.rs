@@ -3,7 +3,7 @@
 //! Each stands where the real mistake would be made, as a line or two that ask [`is_seeded`]. Without the feature
 //! `seeded-bugs`, which nothing in this workspace switches on, that is a constant `false`, and the compiler removes the
 //! line. With it, a process has at most one bug: the one that the environment variable [`VARIABLE`] names, or that
-//! [`seed`] was given. What was caught, and how, stands in `jepsen/seeded-bugs.json`.
+//! `seed` was given. What was caught, and how, stands in `jepsen/seeded-bugs.json`.
 
 use crate::ids::ClusterTime;
 

@@ -1,4 +1,4 @@
-//! What clients do while the nemesis works. Each file is one idea; [`parts`] holds what they share.
+//! What clients do while the nemesis works. Each file is one idea; [`mod@parts`] holds what they share.
 //!
 //! A workload is a list of actors, each with a client and a thread of its own. All go through the same phases:
 //! *setup* before any fault, *load* under faults, *drain* when all faults are healed (everything outstanding is finished),
@@ -33,7 +33,7 @@ pub(crate) fn parts(list: &str) -> Result<Vec<Part>, String> {
 /// The workloads of such a list.
 ///
 /// # Errors
-/// As [`parts`].
+/// As [`parts()`].
 pub(crate) fn named(list: &str) -> Result<Vec<&'static Workload>, String> {
     let find = |name: &str| {
         let names = || ALL.iter().map(|workload| workload.name).collect::<Vec<_>>().join(", ");
