@@ -199,17 +199,35 @@ mod choice {
     }
 }
 
-/// The wall clock, which apply must not read: for [`SeededBug::WallClockInApply`].
+/// The time of an entry: its own, unless [`SeededBug::WallClockInApply`] puts the wall clock in its place.
+#[cfg(not(feature = "seeded-bugs"))]
+pub(crate) const fn apply_time(entry: ClusterTime) -> ClusterTime {
+    entry
+}
+
+/// The bound on the expiry of sessions: the replicated one, unless [`SeededBug::ConfigValueReadInApply`] puts one in its
+/// place that is another wherever it is asked for.
+#[cfg(not(feature = "seeded-bugs"))]
+pub(crate) const fn expiry_s_max(replicated: u32) -> u32 {
+    replicated
+}
+
+#[cfg(feature = "seeded-bugs")]
 #[expect(clippy::disallowed_methods, reason = "that is the bug")]
-pub(crate) fn wall_clock() -> ClusterTime {
+pub(crate) fn apply_time(entry: ClusterTime) -> ClusterTime {
+    if !is_seeded(SeededBug::WallClockInApply) {
+        return entry;
+    }
     let since_1970 = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
     ClusterTime(u64::try_from(since_1970.as_millis()).unwrap_or(u64::MAX))
 }
 
-/// A bound on the expiry of sessions that is another wherever it is asked for: for
-/// [`SeededBug::ConfigValueReadInApply`].
-pub(crate) fn configured_expiry_s_max() -> u32 {
+#[cfg(feature = "seeded-bugs")]
+pub(crate) fn expiry_s_max(replicated: u32) -> u32 {
     static ASKED: std::sync::atomic::AtomicU32 = std::sync::atomic::AtomicU32::new(0);
+    if !is_seeded(SeededBug::ConfigValueReadInApply) {
+        return replicated;
+    }
     let asked = ASKED.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
     3_500 - std::process::id().wrapping_add(asked) % 1_000
 }

@@ -1,6 +1,5 @@
 //! `quorate drill`: the fault harness on a cluster that is the operator's own.
 
-use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -10,7 +9,7 @@ use quorate_jepsen::outcome::Outcome;
 use quorate_jepsen::wire::encode::Login;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use super::user::first_line;
+use super::user::{Asked, password};
 use super::{Failure, print_out};
 
 /// What the exit statuses of a drill mean; those of the fault harness.
@@ -117,9 +116,8 @@ pub(crate) async fn run(args: DrillArgs) -> Result<(), Failure> {
     let stop = Stop::default();
     let (is_meant, out) = (args.yes, args.out.clone());
     let options = options(args, stop.clone())?;
-    let asked = tokio::task::spawn_blocking(move || Drill::prepare(options)).await;
-    let drill = asked.map_err(|e| no_verdict(e.to_string()))?.map_err(no_verdict)?;
-    let plan = drill.plan();
+    let asked = tokio::task::spawn_blocking(move || Drill::prepare(options).map(|drill| (drill.plan(), drill))).await;
+    let (plan, drill) = asked.map_err(|e| no_verdict(e.to_string()))?.map_err(no_verdict)?;
     if !is_meant {
         return print_out(&format!("{plan}nothing was done; say --yes to do it\n"));
     }
@@ -158,7 +156,10 @@ fn options(args: DrillArgs, stop: Stop) -> Result<Options, Failure> {
         None => None,
         // The plan needs no password.
         Some(user) if !args.yes => Some(Login { user, password: None }),
-        Some(user) => Some(Login { user, password: Some(password(args.password_file.as_deref())?) }),
+        Some(user) => {
+            let password = password(args.password_file.as_deref(), Asked::Once).map_err(|e| no_verdict(e.message))?;
+            Some(Login { user, password: Some(password) })
+        }
     };
     let Means { kill, start, supervised, pause, resume, partition, heal, drain, pid_file } = args.means;
     Ok(Options {
@@ -185,17 +186,6 @@ fn quoted(word: &str) -> String {
         return word.to_owned();
     }
     format!("'{}'", word.replace('\'', "'\\''"))
-}
-
-/// From the file, the terminal, or standard input; never an argument, which every process can see.
-fn password(file: Option<&std::path::Path>) -> Result<String, Failure> {
-    let read = match file {
-        Some(file) => std::fs::File::open(file).and_then(first_line),
-        None if std::io::stdin().is_terminal() => rpassword::prompt_password("password: "),
-        None => first_line(std::io::stdin().lock()),
-    };
-    let from = file.map_or_else(|| "standard input".to_owned(), |file| file.display().to_string());
-    read.map_err(|e| no_verdict(format!("cannot read the password from {from}: {e}")))
 }
 
 #[cfg(test)]

@@ -75,13 +75,13 @@ pub(crate) async fn run(args: UserArgs) -> Result<(), Failure> {
             return print_out(&if args.json { as_json(&answer)? } else { format!("user {name} is deleted\n") });
         }
         UserCommand::Add { superuser, scram, no_password, password_file, .. } => {
-            let password = if *no_password { None } else { Some(password(password_file.as_deref())?) };
+            let password = if *no_password { None } else { Some(password(password_file.as_deref(), Asked::Twice)?) };
             PutUser { password: Some(password), scram: Some(*scram), superuser: Some(*superuser) }
         }
         UserCommand::Passwd { name, password_file } => {
             // A name that is mistyped must not become a new user.
             ask::<UserView>(&admin, Method::GET, &path(name), None).await?;
-            PutUser { password: Some(Some(password(password_file.as_deref())?)), ..PutUser::default() }
+            PutUser { password: Some(Some(password(password_file.as_deref(), Asked::Twice)?)), ..PutUser::default() }
         }
     };
     let (UserCommand::Add { name, .. } | UserCommand::Passwd { name, .. }) = &args.command else { return Ok(()) };
@@ -131,8 +131,17 @@ async fn list(admin: &Admin, json: bool) -> Result<(), Failure> {
     print_out(&table(&rows))
 }
 
+/// How often the terminal is asked.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Asked {
+    /// For a password that is there.
+    Once,
+    /// For a new one.
+    Twice,
+}
+
 /// From the file, the terminal, or standard input; never an argument, which every process can see.
-fn password(file: Option<&Path>) -> Result<String, Failure> {
+pub(super) fn password(file: Option<&Path>, asked: Asked) -> Result<String, Failure> {
     let failed = |what: &str, error: &std::io::Error| Failure::new(format!("cannot read the password {what}: {error}"));
     if let Some(file) = file {
         let open = std::fs::File::open(file).map_err(|e| failed(&format!("from {}", file.display()), &e))?;
@@ -143,14 +152,14 @@ fn password(file: Option<&Path>) -> Result<String, Failure> {
     }
     let prompt = |text| rpassword::prompt_password(text).map_err(|e| failed("from the terminal", &e));
     let password = prompt("password: ")?;
-    if prompt("once more: ")? == password {
+    if asked == Asked::Once || prompt("once more: ")? == password {
         Ok(password)
     } else {
         Err(Failure::new("the two passwords differ; nothing was changed".to_owned()))
     }
 }
 
-pub(super) fn first_line(from: impl Read) -> std::io::Result<String> {
+fn first_line(from: impl Read) -> std::io::Result<String> {
     /// More than any password may have.
     const LINE_BYTES_MAX: u64 = 1 << 16;
     let mut line = String::new();

@@ -15,7 +15,7 @@ use crate::rows::value::{
     WillRow,
 };
 use crate::rows::{RowRead, RowStore, RowsError};
-use crate::seeded_bug::{SeededBug, configured_expiry_s_max, is_seeded};
+use crate::seeded_bug::expiry_s_max;
 use crate::topic::{FilterKind, TopicFilter};
 
 use super::continuations::Continuations;
@@ -96,9 +96,7 @@ impl<S: RowStore> Machine<S> {
             settings.set(setting);
             Some(())
         })?;
-        if is_seeded(SeededBug::ConfigValueReadInApply) {
-            settings.session_expiry_s_max = configured_expiry_s_max();
-        }
+        settings.session_expiry_s_max = expiry_s_max(settings.session_expiry_s_max);
         self.settings = settings;
         Ok(())
     }

@@ -12,7 +12,7 @@ use crate::message::Message;
 use crate::rows::key::{self, RowKind};
 use crate::rows::value::{NumberRow, Value as _, WillRow, shared_identifiers};
 use crate::rows::{RowRead as _, RowStore};
-use crate::seeded_bug::{SeededBug, is_seeded, wall_clock};
+use crate::seeded_bug::{SeededBug, apply_time, is_seeded};
 
 use super::queue::{Addressed, Outgoing, Reserved};
 use super::{Machine, MachineError};
@@ -83,7 +83,7 @@ impl<S: RowStore> Machine<S> {
         publish: &Publish,
         fx: &mut dyn EffectSink,
     ) -> Result<Outcome, MachineError> {
-        let now = if is_seeded(SeededBug::WallClockInApply) { wall_clock() } else { self.applied.time };
+        let now = apply_time(self.applied.time);
         let message = Message {
             position,
             topic: publish.topic.clone(),
