@@ -325,7 +325,10 @@ fn tell(seed: u64, arguments: &Arguments, violation: &str, faults: usize) {
     let skip = shrink(seed, arguments, faults);
     // A judgement of the history is told in full for what is left of the faults.
     let first = violation.lines().next().unwrap_or_default();
-    let mut report = format!("seed {seed}: {first}\n  repeat with: quorate-jepsen sim --trace {seed}");
+    // A build with bugs on purpose has another name.
+    let name = std::env::current_exe().ok().and_then(|path| Some(path.file_name()?.to_string_lossy().into_owned()));
+    let name = name.unwrap_or_else(|| "quorate-jepsen".to_owned());
+    let mut report = format!("seed {seed}: {first}\n  repeat with: {name} sim --trace {seed}");
     if !skip.is_empty() {
         report += &format!(" --skip {}", numbers(&skip));
     }
