@@ -55,6 +55,17 @@ fn an_unknown_key_is_an_error_that_names_it() {
     assert!(String::from_utf8_lossy(&output.stderr).contains("QUORATE_NO_SUCH_KEY"));
 }
 
+/// A machine whose disk was replaced is not to be a cluster of its own.
+#[test]
+fn an_empty_directory_that_belongs_nowhere_is_refused_where_others_may_reach_the_node() {
+    let dir = TempDir::new().unwrap();
+    let mut node = lone_node(&dir);
+    node.at.peer.set_ip(std::net::Ipv4Addr::UNSPECIFIED.into());
+    node.env.push(("QUORATE_PEER_ADVERTISE".into(), "here.example:7400".into()));
+    node.env.push(("QUORATE_ALLOW_ANONYMOUS".into(), "true".into()));
+    assert_refuses(&mut node, Start::Again, &["--join", "--bootstrap", "disk", "is empty"]);
+}
+
 #[test]
 fn a_port_that_is_in_use_is_named() {
     let dir = TempDir::new().unwrap();

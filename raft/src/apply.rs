@@ -120,6 +120,7 @@ enum Work {
         done: oneshot::Sender<Result<(), ApplyError>>,
     },
     Stop {
+        flush: bool,
         done: oneshot::Sender<Result<(), MachineError>>,
     },
 }
@@ -284,8 +285,17 @@ impl ApplyHandle {
 
     /// Flushes the rows and ends the thread.
     pub(crate) async fn stop(&self) -> Result<(), ApplyError> {
+        self.end(true).await
+    }
+
+    /// Ends the thread, and flushes nothing.
+    pub(crate) async fn crash(&self) -> Result<(), ApplyError> {
+        self.end(false).await
+    }
+
+    async fn end(&self, flush: bool) -> Result<(), ApplyError> {
         let (done, is_done) = oneshot::channel();
-        self.queue.send(Work::Stop { done }).map_err(|_| ApplyError::Stopped)?;
+        self.queue.send(Work::Stop { flush, done }).map_err(|_| ApplyError::Stopped)?;
         Ok(is_done.await.map_err(|_| ApplyError::Stopped)??)
     }
 
@@ -317,6 +327,24 @@ impl ApplyHandle {
     /// Reads applied rows. Ask again each time: an installed snapshot comes with other rows.
     pub(crate) fn reader(&self) -> RowsReader {
         self.shared.reader.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}
+
+/// Stops the apply thread when a test is over, and waits for it: a database that is closed while the process exits ends
+/// it with SIGABRT ("pthread lock: Invalid argument").
+#[cfg(test)]
+pub(crate) struct StopsApply(pub(crate) ApplyHandle);
+
+#[cfg(test)]
+impl Drop for StopsApply {
+    fn drop(&mut self) {
+        let apply = self.0.clone();
+        let stopped = thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().build();
+            runtime.is_ok_and(|runtime| runtime.block_on(apply.stop()).is_ok())
+        });
+        // One that a test has stopped, or that refused an entry, has ended already.
+        let _ = stopped.join();
     }
 }
 
@@ -394,8 +422,11 @@ impl ApplyThread {
             Work::Replace { machine, done } => {
                 let _ = done.send(self.replace(*machine));
             }
-            Work::Stop { done } => {
-                let flushed = self.machine.store().flush().map_err(MachineError::from);
+            Work::Stop { flush, done } => {
+                let flushed = match flush {
+                    true => self.machine.store().flush().map_err(MachineError::from),
+                    false => Ok(()),
+                };
                 // Before anyone hears of it: they may start over in the same folder.
                 drop(self);
                 let _ = done.send(flushed);

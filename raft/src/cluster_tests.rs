@@ -174,6 +174,7 @@ async fn a_node_that_died_between_receiving_a_snapshot_and_installing_it_starts(
     let elsewhere = tempfile::tempdir().unwrap();
     let (snapshots, rows) = Snapshots::open(elsewhere.path(), &RowsOptions::default()).unwrap();
     let apply = ApplyHandle::start(Machine::open(rows).unwrap(), AddressBook::default(), Execution::default()).unwrap();
+    let _stops = crate::apply::StopsApply(apply.clone());
     apply.run(log(60, 5, 100).into_iter().map(|entry| (entry, None)).collect()).await.unwrap();
     let mut machine = StateMachine::new(apply, snapshots, Execution::default());
     let built = openraft::storage::RaftStateMachine::get_snapshot_builder(&mut machine).await.build_snapshot().await;

@@ -33,6 +33,7 @@ mod incarnation;
 mod join;
 mod leader_intake;
 mod liveness;
+pub mod log_record;
 mod log_store;
 mod membership;
 mod network;

@@ -6,8 +6,9 @@
 //! counted at the earliest from when it began to lead, and carrying its term, so that it is void once another
 //! leads. It never gives up itself, and nobody while it has no majority or has just been asleep itself: what
 //! it did not hear then says nothing about the others. A node has a quorum while it leads with a majority within
-//! `quorum_grace`, or the leader that answers its pings does and sends it the log, too; that it is less than
-//! `node_timeout` makes a node send its clients away before the others take over their sessions.
+//! `quorum_grace`, or the leader that answers its pings does and sends it the log, too, and for as long after
+//! that if the leader changes; that it is less than `node_timeout` makes a node send its clients away before the
+//! others take over their sessions.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -190,6 +191,44 @@ impl ListNodes for ApplyHandle {
     }
 }
 
+/// When a majority last stood behind this node, as far as it knows.
+#[derive(Debug, Default)]
+struct Backing {
+    /// When a majority backed the leader that answered a ping, this node itself too.
+    confirmed_at: Option<Instant>,
+    /// When this node last led with a majority.
+    led_at: Option<Instant>,
+}
+
+/// What a node sees when it looks at its quorum.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    leads: bool,
+    /// It leads, and a majority has answered it within `quorum_grace`.
+    is_proven: bool,
+    /// When a leader last sent it anything.
+    heard_at: Option<Instant>,
+}
+
+impl Backing {
+    fn confirmed(&mut self, at: Option<Instant>) {
+        self.confirmed_at = self.confirmed_at.max(at);
+    }
+
+    /// Whether this node stands with a majority. A change of leader alone takes nothing from it: who has just been
+    /// elected was backed through the leader before it, until a majority answers, and who has just been deposed has
+    /// not been told anything by the next one yet.
+    fn holds(&mut self, seen: Seen, grace: Duration, now: Instant) -> bool {
+        let is_fresh = |at: Option<Instant>| at.is_some_and(|at| now.saturating_duration_since(at) < grace);
+        if seen.is_proven {
+            self.led_at = Some(now);
+        }
+        let is_confirmed = is_fresh(self.confirmed_at);
+        // Both ways: who asks a leader that cannot reach it, or does not know it any more, gets answers but no log.
+        seen.is_proven || is_confirmed && (seen.leads || is_fresh(seen.heard_at.max(self.led_at)))
+    }
+}
+
 /// Pings the leader for as long as it runs, and keeps `has_quorum`.
 pub(crate) async fn run_pings<L: Leadership>(
     desk: Arc<LeaderDesk<L>>,
@@ -200,7 +239,7 @@ pub(crate) async fn run_pings<L: Leadership>(
     quorum_grace: Duration,
     stats: Arc<StreamStats>,
 ) {
-    let confirmed: Mutex<Option<Instant>> = Mutex::new(None);
+    let backing = Mutex::new(Backing::default());
     let ping = async {
         let mut leader = asks.raft().leader_watch();
         loop {
@@ -214,8 +253,7 @@ pub(crate) async fn run_pings<L: Leadership>(
                     }
                     // The leader looked at some time after the question, so its majority is no older than this.
                     let backed_at = quorum_age_ms.and_then(|ms| asked_at.checked_sub(Duration::from_millis(ms)));
-                    let mut confirmed = lock(&confirmed);
-                    *confirmed = confirmed.max(backed_at);
+                    lock(&backing).confirmed(backed_at);
                     PING_INTERVAL
                 }
                 Ok(_) => PING_RETRY,
@@ -237,14 +275,8 @@ pub(crate) async fn run_pings<L: Leadership>(
     let watch_quorum = async {
         loop {
             let leads = asks.raft().leader_watch().borrow().is_self;
-            let has_quorum = if leads {
-                desk.has_quorum()
-            } else {
-                // Both ways: who asks a leader that cannot reach it, or does not know it any more, gets answers but
-                // no log.
-                let is_fresh = |at: Option<Instant>| at.is_some_and(|at| at.elapsed() < quorum_grace);
-                is_fresh(*lock(&confirmed)) && is_fresh(desk.raft().leader_heard_at())
-            };
+            let seen = Seen { leads, is_proven: leads && desk.has_quorum(), heard_at: desk.raft().leader_heard_at() };
+            let has_quorum = lock(&backing).holds(seen, quorum_grace, Instant::now());
             let changed = quorum.send_if_modified(|had| std::mem::replace(had, has_quorum) != has_quorum);
             if changed && has_quorum {
                 info!("this node stands with a majority");

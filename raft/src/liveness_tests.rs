@@ -178,3 +178,30 @@ async fn a_node_has_a_quorum_while_the_leader_knows_it_and_reaches_it() {
     cluster[0].remove(NodeId(2));
     timeout(SOON, has_quorum.wait_for(|has| !*has)).await.unwrap().unwrap();
 }
+
+#[test]
+fn a_change_of_leader_alone_takes_no_quorum_away() {
+    let (grace, start) = (ms(3500), Instant::now());
+    let at = |n: u64| start + ms(n);
+    let follows = |heard: u64| Seen { leads: false, is_proven: false, heard_at: Some(at(heard)) };
+    let elected = Seen { leads: true, is_proven: false, heard_at: Some(at(1000)) };
+    let leads = Seen { is_proven: true, ..elected };
+
+    let mut backing = Backing::default();
+    assert!(!backing.holds(follows(0), grace, at(0)), "no leader has said anything of a majority");
+    assert!(!backing.holds(elected, grace, at(0)), "elected, and never backed");
+    backing.confirmed(Some(at(1000)));
+    assert!(backing.holds(follows(1000), grace, at(1100)));
+    // The leader is gone. It is elected, and no majority has answered it yet.
+    assert!(backing.holds(elected, grace, at(4499)));
+    assert!(!backing.holds(elected, grace, at(4500)), "no majority answers within the grace");
+    assert!(backing.holds(leads, grace, at(9000)));
+    backing.confirmed(Some(at(9000)));
+    // Deposed, and not told anything by the new leader.
+    assert!(backing.holds(follows(1000), grace, at(12_499)));
+    assert!(!backing.holds(follows(1000), grace, at(12_500)));
+    // What is confirmed late, or again, is no newer for it.
+    backing.confirmed(Some(at(8000)));
+    backing.confirmed(None);
+    assert!(!backing.holds(follows(12_500), grace, at(12_500)));
+}

@@ -174,7 +174,7 @@ pub struct RaftOptions {
     pub transport: Arc<dyn PeerTransport>,
     /// On which threads blocking work runs.
     pub execution: Execution,
-    /// Sizes of the log database.
+    /// The log's engine and its sizes.
     pub log_engine: LogOptions,
     /// Sizes of the row database.
     pub rows: RowsOptions,

@@ -12,7 +12,7 @@ use std::time::Duration;
 use openraft::async_runtime::watch::WatchReceiver as _;
 use openraft::{Config, SnapshotPolicy};
 use quorate_store::ids::NodeId;
-use quorate_store::log::{LogEngine, LogError, LogOptions, OnFatal, RocksLog};
+use quorate_store::log::{EngineKind, LogEngine, LogError, LogOptions, OnFatal, RocksLog, SegmentLog};
 use quorate_store::machine::{Machine, MachineError};
 use quorate_store::seeded_bug::{SeededBug, is_seeded};
 use thiserror::Error;
@@ -54,7 +54,7 @@ const LOG_MARK_INTERVAL: Duration = Duration::from_millis(50);
 /// Commands of openraft's core that wait for the apply thread. When that many do, the core waits, too, and answers
 /// neither heartbeats nor votes: a disk that stalls under the rows must not cost leadership at once.
 const APPLY_COMMANDS_MAX: u64 = 65_536;
-/// Folder of the log database in the data directory.
+/// Folder of the log in the data directory.
 const LOG_DIR: &str = "log";
 
 /// Why a node did not start.
@@ -77,7 +77,7 @@ pub enum StartError {
         /// Why not.
         error: io::Error,
     },
-    /// The log database.
+    /// The log.
     #[error(transparent)]
     Log(#[from] LogError),
     /// The log was there once and is not any more.
@@ -143,7 +143,10 @@ impl Cluster {
     /// # Errors
     /// [`StartError`] says what, why and what to do; nothing is left running.
     pub async fn start(options: RaftOptions, effects: Arc<dyn NodeEffects>) -> Result<Self, StartError> {
-        Self::start_with(options, effects, |dir, options, on_fatal| RocksLog::open(dir, options, on_fatal)).await
+        match options.log_engine.engine {
+            EngineKind::RocksDb => Self::start_with(options, effects, RocksLog::open).await,
+            EngineKind::Segments => Self::start_with(options, effects, SegmentLog::open).await,
+        }
     }
 
     /// Starts a node whose log is what `open_log` opens.

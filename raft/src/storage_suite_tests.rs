@@ -7,13 +7,13 @@ use openraft::OptionalSend;
 use openraft::entry::RaftEntry;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
-use quorate_store::log::{LogOptions, RocksLog};
+use quorate_store::log::{LogEngine, LogError, LogOptions, OnFatal, RocksLog, SegmentLog};
 use quorate_store::machine::Machine;
 use quorate_store::rows::RowsOptions;
 use std::sync::Arc;
 use tempfile::TempDir;
 
-use crate::apply::ApplyHandle;
+use crate::apply::{ApplyHandle, StopsApply};
 use crate::entry::LogEntry;
 use crate::execution::Execution;
 use crate::log_store::LogStore;
@@ -60,22 +60,37 @@ impl RaftStateMachine<Types> for Filled {
     }
 }
 
-struct Builder;
+/// Opens a log of the engine `E`.
+struct Builder<E>(fn(std::path::PathBuf, LogOptions, OnFatal) -> Result<E, LogError>);
 
-impl StoreBuilder<Types, LogStore<RocksLog>, Filled, TempDir> for Builder {
-    async fn build(&self) -> Result<(TempDir, LogStore<RocksLog>, Filled), StorageError> {
+/// In this order: the rows are closed before their folder goes.
+type Guard = (StopsApply, TempDir);
+
+impl<E: LogEngine> StoreBuilder<Types, LogStore<E>, Filled, Guard> for Builder<E> {
+    async fn build(&self) -> Result<(Guard, LogStore<E>, Filled), StorageError> {
         let dir = tempfile::tempdir().unwrap();
-        let small = LogOptions { write_buffer_bytes: 1 << 20, recycled_wals: 0, ..LogOptions::default() };
-        let engine = RocksLog::open(dir.path().join("log"), small, Arc::new(|error| panic!("{error}"))).unwrap();
+        let small = LogOptions {
+            write_buffer_bytes: 1 << 20,
+            segment_bytes: 8 << 10,
+            recycled_wals: 0,
+            ..LogOptions::default()
+        };
+        let engine = (self.0)(dir.path().join("log"), small, Arc::new(|error| panic!("{error}"))).unwrap();
         let log = LogStore::new(engine).unwrap();
         let (snapshots, rows) = Snapshots::open(dir.path(), &RowsOptions::default()).unwrap();
         let apply =
             ApplyHandle::start(Machine::open(rows).unwrap(), AddressBook::default(), Execution::default()).unwrap();
-        Ok((dir, log, Filled(StateMachine::new(apply, snapshots, Execution::default()))))
+        let guard = (StopsApply(apply.clone()), dir);
+        Ok((guard, log, Filled(StateMachine::new(apply, snapshots, Execution::default()))))
     }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn openrafts_own_suite_passes_on_log_and_state_machine() {
-    Suite::test_all(Builder).await.unwrap();
+    Suite::test_all(Builder(RocksLog::open)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn openrafts_own_suite_passes_on_a_log_of_segments() {
+    Suite::test_all(Builder(SegmentLog::open)).await.unwrap();
 }

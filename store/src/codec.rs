@@ -14,11 +14,14 @@
 //! never copied on the way from the log to a subscriber. bincode is used in this module only: it can be
 //! replaced here in a day, and golden fixtures (`store/tests/golden`) hold the bytes fast.
 
+use std::cell::Cell;
+
 use bincode::config::{Configuration, Limit, LittleEndian, Varint, standard};
 use bincode::de::{Decode, Decoder};
+use bincode::enc::write::Writer;
 use bincode::enc::{Encode, Encoder};
 use bincode::error::{DecodeError, EncodeError};
-use bytes::{BufMut, Bytes, BytesMut};
+use bytes::Bytes;
 use thiserror::Error;
 
 /// Version of the envelope. Bodies evolve by appended enum variants, not by this.
@@ -135,7 +138,7 @@ fn config() -> Configuration<LittleEndian, Varint, Limit<PART_BYTES_MAX>> {
 pub fn encode<T: Enveloped>(value: &T) -> Result<Bytes, CodecError> {
     let mut out = envelope(value, true)?;
     value.payloads(&mut |p| out.extend_from_slice(&p.0));
-    Ok(out.freeze())
+    Ok(Bytes::from(out))
 }
 
 /// The same bytes as [`encode`], in parts: the envelope with the body first, then the payloads, uncopied.
@@ -144,31 +147,71 @@ pub fn encode<T: Enveloped>(value: &T) -> Result<Bytes, CodecError> {
 /// # Errors
 /// As [`encode`].
 pub fn encode_parts<T: Enveloped>(value: &T) -> Result<Vec<Bytes>, CodecError> {
-    let mut parts = vec![envelope(value, false)?.freeze()];
+    let mut parts = vec![Bytes::from(envelope(value, false)?)];
     value.payloads(&mut |p| parts.push(p.0.clone()));
     Ok(parts)
 }
 
-/// Head and body, with room for the payloads behind them if they are to follow.
-fn envelope<T: Enveloped>(value: &T, payloads_follow: bool) -> Result<BytesMut, CodecError> {
+/// Bytes of the scratch that a thread keeps.
+const SCRATCH_BYTES_MAX: usize = 64 << 10;
+
+thread_local! {
+    /// Bodies are encoded here first, because nobody knows their lengths: rows live long, and with a guess each of them
+    /// would keep what it does not need.
+    static SCRATCH: Cell<Vec<u8>> = const { Cell::new(Vec::new()) };
+}
+
+struct Body<'a>(&'a mut Vec<u8>);
+
+impl Writer for Body<'_> {
+    fn write(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
+        self.0.extend_from_slice(bytes);
+        Ok(())
+    }
+}
+
+/// Head and body, with exactly the room for the payloads behind them if they are to follow.
+fn envelope<T: Enveloped>(value: &T, payloads_follow: bool) -> Result<Vec<u8>, CodecError> {
     let mut payload_len = 0;
     value.payloads(&mut |p| payload_len += p.0.len());
     let room = if payloads_follow { payload_len } else { 0 };
-    let mut out = BytesMut::with_capacity(ENVELOPE_LEN + 128 + room);
-    out.put_bytes(0, ENVELOPE_LEN);
-    let mut writer = out.writer();
-    let body_len = bincode::encode_into_std_write(value, &mut writer, config())?;
-    let mut out = writer.into_inner();
+    // Taken out meanwhile: what is encoded may encode something itself.
+    let mut scratch = SCRATCH.take();
+    scratch.clear();
+    bincode::encode_into_writer(value, Body(&mut scratch), config())?;
     let part = |n: usize| if n > PART_BYTES_MAX { Err(CodecError::TooLarge(n)) } else { Ok(n as u32) };
-    let mut head = [ENVELOPE_VERSION, T::KIND as u8, 0, 0, 0, 0, 0, 0, 0, 0];
-    let (_, lens) = head.split_at_mut(2);
-    let (body, payload) = lens.split_at_mut(4);
-    body.copy_from_slice(&part(body_len)?.to_le_bytes());
-    payload.copy_from_slice(&part(payload_len)?.to_le_bytes());
-    if let Some(front) = out.get_mut(..ENVELOPE_LEN) {
-        front.copy_from_slice(&head);
+    let mut out = Vec::with_capacity(ENVELOPE_LEN + scratch.len() + room);
+    out.extend_from_slice(&[ENVELOPE_VERSION, T::KIND as u8]);
+    out.extend_from_slice(&part(scratch.len())?.to_le_bytes());
+    out.extend_from_slice(&part(payload_len)?.to_le_bytes());
+    out.extend_from_slice(&scratch);
+    if scratch.capacity() <= SCRATCH_BYTES_MAX {
+        SCRATCH.set(scratch);
     }
     Ok(out)
+}
+
+/// How long [`encode`] makes `value`.
+///
+/// # Errors
+/// As [`encode`].
+pub fn encoded_len<T: Enveloped>(value: &T) -> Result<usize, CodecError> {
+    struct Counted(usize);
+
+    impl Writer for Counted {
+        fn write(&mut self, bytes: &[u8]) -> Result<(), EncodeError> {
+            self.0 += bytes.len();
+            Ok(())
+        }
+    }
+
+    let (mut body, mut payload_len) = (Counted(0), 0);
+    bincode::encode_into_writer(value, &mut body, config())?;
+    value.payloads(&mut |p| payload_len += p.0.len());
+    match body.0.max(payload_len) {
+        too_large if too_large > PART_BYTES_MAX => Err(CodecError::TooLarge(too_large)),
+        _ => Ok(ENVELOPE_LEN + body.0 + payload_len),
+    }
 }
 
 /// Decodes an envelope that fills `bytes` exactly. Payloads are slices of `bytes`.

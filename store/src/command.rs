@@ -20,6 +20,27 @@ pub struct Batch {
     pub commands: Vec<Command>,
 }
 
+/// Bytes of a command in the log beside what its sender chose, about.
+const COMMAND_BYTES: usize = 32;
+/// Bytes of an acknowledgement there, about.
+const ACK_BYTES: usize = 16;
+
+impl Batch {
+    /// About as many bytes as it takes in the log: for bounds of this node only, never for anything replicated. All that
+    /// a client chooses is counted, so that nobody makes long entries that count as short ones.
+    pub(crate) fn log_bytes(&self) -> usize {
+        let chosen = |command: &Command| match command {
+            Command::Publish(publish) => publish.charge_bytes(),
+            Command::Settle(settle) => settle.acks.len() * ACK_BYTES,
+            Command::Connect(connect) => connect.charge_bytes(),
+            Command::Subscribe(subscribe) => subscribe.filters.iter().map(|(filter, _)| filter.as_str().len()).sum(),
+            Command::Unsubscribe { filters, .. } => filters.iter().map(|filter| filter.as_str().len()).sum(),
+            _ => 0,
+        };
+        self.commands.iter().map(|command| COMMAND_BYTES + chosen(command)).sum()
+    }
+}
+
 /// Where a batch comes from, and how a repeat of it is known.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Encode, Decode)]
 pub enum Origin {
@@ -171,6 +192,17 @@ pub struct Connect {
     pub user: Option<String>,
 }
 
+impl Connect {
+    /// What the client chose, about as it lies in memory.
+    fn charge_bytes(&self) -> usize {
+        let will = self.will.as_ref().map_or(0, |will| {
+            let properties = will.properties.as_deref().map_or(0, MessageProperties::charge_bytes);
+            will.topic.as_str().len() + will.payload.len() + properties
+        });
+        self.client_id.len() + self.user.as_ref().map_or(0, String::len) + will
+    }
+}
+
 /// A will message.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 #[bincode(decode_context = "PayloadSource")]
@@ -224,6 +256,16 @@ pub struct Publish {
     pub expiry_s: Option<u32>,
     /// The bytes.
     pub payload: Payload,
+}
+
+impl Publish {
+    /// Topic, properties and payload, about as they lie in memory. For bounds of this node only, never for anything
+    /// replicated.
+    #[must_use]
+    pub fn charge_bytes(&self) -> usize {
+        let properties = self.properties.as_deref().map_or(0, MessageProperties::charge_bytes);
+        self.topic.as_str().len() + self.payload.len() + properties
+    }
 }
 
 /// Acknowledgements of one session.
@@ -354,6 +396,74 @@ impl Enveloped for Batch {
                 Command::Connect(Connect { will: Some(will), .. }) => f(&will.payload),
                 _ => {}
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::codec;
+
+    #[test]
+    fn what_a_client_chooses_counts_as_long_as_it_is() {
+        let long = |n: u8| char::from(b'a' + n).to_string().repeat(9_000);
+        let from =
+            SessionRef { session: SessionId(Position::new(1 << 40, 7)), epoch: Epoch(Position::new(1 << 40, 7)) };
+        let properties = Some(Box::new(MessageProperties {
+            content_type: Some(long(0)),
+            response_topic: Some(long(1)),
+            correlation_data: Some(long(2).into()),
+            user: vec![(long(3), long(4))],
+            ..MessageProperties::default()
+        }));
+        let (topic, payload) = (TopicName::new(&long(5)).unwrap(), Payload(long(6).into()));
+        let filter = |n| TopicFilter::new(&long(n)).unwrap();
+        let options =
+            SubscribeOptions { qos: QoS::AtLeastOnce, no_local: false, retain_as_published: false, retain_handling: 0 };
+        let will = Will {
+            delay_s: 0,
+            topic: topic.clone(),
+            qos: QoS::AtLeastOnce,
+            retain: false,
+            properties: properties.clone(),
+            expiry_s: None,
+            payload: payload.clone(),
+        };
+        let ack =
+            |n: u64| Ack { seq: QueueSeq((1 << 40) | n), position: Position::new(1 << 40, 7), kind: AckKind::Puback };
+        let commands = [
+            Command::Publish(Publish {
+                from: Some(from),
+                packet_id: None,
+                qos: QoS::AtLeastOnce,
+                retain: false,
+                topic,
+                properties,
+                expiry_s: None,
+                payload,
+            }),
+            Command::Connect(Connect {
+                client_id: long(7),
+                clean_start: false,
+                expiry_s: 0,
+                receive_maximum: 1,
+                will: Some(will),
+                deadline: ClusterTime(0),
+                user: Some(long(8)),
+            }),
+            Command::Subscribe(Subscribe {
+                from,
+                identifier: None,
+                filters: vec![(filter(9), options), (filter(10), options)],
+            }),
+            Command::Unsubscribe { from, filters: vec![filter(11), filter(12)] },
+            Command::Settle(Settle { from, acks: (0..1_000).map(ack).collect() }),
+        ];
+        for command in commands {
+            let batch = Batch { origin: Origin::Direct { nonce: 0 }, commands: vec![command] };
+            let (counted, len) = (batch.log_bytes(), codec::encode(&batch).unwrap().len());
+            assert!(counted * 10 >= len * 9 && counted <= len * 2, "{counted} for {len}");
         }
     }
 }

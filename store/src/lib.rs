@@ -12,6 +12,7 @@ pub mod command;
 pub mod delayed;
 pub mod effect;
 pub mod files;
+mod id_hasher;
 pub mod idempotency;
 pub mod ids;
 pub mod log;

@@ -33,7 +33,8 @@ pub enum SeededBug {
     BatchAppliedTwice,
     /// \[4\] Batches whose fate is unknown are proposed under new numbers when the link to the leader is a new one.
     RetryProposedAsNew,
-    /// \[5\] A batch is applied though one before it is missing.
+    /// \[5\] On a new link a node goes on behind what it sent on the old one, and a batch is applied though one before it
+    /// is missing.
     GapApplied,
     /// \[8\] What the proposer still held of a closed incarnation is applied.
     LateBatchOfLostNodeAccepted,

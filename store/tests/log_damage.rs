@@ -1,4 +1,4 @@
-//! Damage is refused by name; the torn end of a power cut is accepted with everything synced intact.
+//! RocksDB: damage is refused by name; the torn end of a power cut is accepted with everything synced intact.
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "tests")]
 
 mod support;
@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use quorate_store::log::{LogEngine, LogError, LogOptions, RocksLog, wal};
 use support::model::{Model, Step, tell};
-use support::{Rng, wait};
+use support::{Rng, copy_files, wait};
 
 fn options(recycled_wals: usize) -> LogOptions {
     LogOptions { write_buffer_bytes: 64 << 10, recycled_wals, ..LogOptions::default() }
@@ -39,31 +39,6 @@ fn killed(recycled_wals: usize, rounds: u64, mark: bool) -> (tempfile::TempDir, 
     copy_files(dir.path(), copy.path(), mark);
     drop(log);
     (copy, model, options)
-}
-
-/// Copies all files as they stand at one moment: RocksDB may still be flushing and deleting, so until nothing
-/// changed meanwhile.
-fn copy_files(from: &Path, to: &Path, mark: bool) {
-    let listing = || -> Option<Vec<(PathBuf, u64)>> {
-        let files = fs::read_dir(from).unwrap().map(|e| e.unwrap().path()).filter(|p| !p.is_dir());
-        let mut files: Vec<_> =
-            files.map(|p| Some((p.clone(), fs::metadata(&p).ok()?.len()))).collect::<Option<_>>()?;
-        files.sort();
-        Some(files)
-    };
-    for _ in 0..1000 {
-        fs::remove_dir_all(to).unwrap();
-        fs::create_dir(to).unwrap();
-        let Some(files) = listing() else { continue };
-        let copied = files
-            .iter()
-            .filter(|(path, _)| mark || path.file_name().unwrap() != "synced")
-            .all(|(path, _)| fs::copy(path, to.join(path.file_name().unwrap())).is_ok());
-        if copied && listing() == Some(files) {
-            return;
-        }
-    }
-    panic!("{} does not come to rest", from.display());
 }
 
 /// The live write-ahead logs, oldest first, with what is in them.

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::mpsc;
 
 use proptest::prelude::*;
-use quorate_store::log::{LogEngine, LogOptions, RocksLog};
+use quorate_store::log::{LogEngine, LogOptions, RocksLog, SegmentLog};
+use support::TestEngine;
 use support::model::{Model, Step, tell};
 
 /// One thing that a run does.
@@ -50,18 +51,19 @@ fn options() -> impl Strategy<Value = LogOptions> {
             tail_bytes_max,
             drain_bytes_max,
             recycled_wals,
-            // Small, so that memtables fill, write-ahead logs are reused and tables are read.
+            // Small, so that memtables fill, write-ahead logs are reused and tables are read, and segments change.
             write_buffer_bytes: 64 << 10,
+            segment_bytes: 8 << (10 + 2 * recycled_wals),
             verify_bytes_max: if tail_bytes_max == 0 { 10_000 } else { 1 << 30 },
             ..LogOptions::default()
         })
 }
 
-fn open(dir: &Path, options: &LogOptions) -> RocksLog {
-    RocksLog::open(dir, options.clone(), Arc::new(|error| panic!("the log failed: {error}"))).unwrap()
+fn open<E: TestEngine>(dir: &Path, options: &LogOptions) -> E {
+    E::open(dir, options.clone(), Arc::new(|error| panic!("the log failed: {error}"))).unwrap()
 }
 
-fn check_read(log: &RocksLog, model: &Model, from: u64, len: u64, bytes_max: usize) {
+fn check_read(log: &impl LogEngine, model: &Model, from: u64, len: u64, bytes_max: usize) {
     let first = model.records.first().map_or(model.next(), |r| r.index);
     let from = (first + from).saturating_sub(20);
     let read = log.read(from, from + len, bytes_max).unwrap();
@@ -86,49 +88,63 @@ fn check_read(log: &RocksLog, model: &Model, from: u64, len: u64, bytes_max: usi
     }
 }
 
+fn agrees_with_a_vector<E: TestEngine>(options: &LogOptions, acts: Vec<Act>) -> Result<(), TestCaseError> {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log: E = open(dir.path(), options);
+    let mut model = Model::default();
+    let (tx, answers) = mpsc::channel();
+    let mut waiting = 0;
+    for act in acts {
+        match act {
+            Act::Do(step) => {
+                let change = model.resolve(&step);
+                model.apply(&change);
+                let tx = tx.clone();
+                let left = tell(&log, change, Box::new(move |result| tx.send(result.is_ok()).unwrap()));
+                waiting += usize::from(left.is_none());
+            }
+            Act::Read { from, len, bytes_max } => check_read(&log, &model, from, len, bytes_max),
+            Act::Settle => prop_assert!(answers.iter().take(std::mem::take(&mut waiting)).all(|ok| ok)),
+            Act::Reopen => {
+                drop(log);
+                log = open(dir.path(), options);
+            }
+        }
+        prop_assert_eq!(log.state(), model.state());
+    }
+    drop(log);
+    prop_assert!(answers.iter().take(waiting).all(|ok| ok));
+    log = open(dir.path(), options);
+    prop_assert_eq!(log.state(), model.state());
+    prop_assert_eq!(log.read(0, u64::MAX, usize::MAX).unwrap(), model.records);
+    Ok(())
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
-    fn the_log_agrees_with_a_vector(options in options(), acts in prop::collection::vec(act(), 1..80)) {
-        let dir = tempfile::tempdir().unwrap();
-        let mut log = open(dir.path(), &options);
-        let mut model = Model::default();
-        let (tx, answers) = mpsc::channel();
-        let mut waiting = 0;
-        for act in acts {
-            match act {
-                Act::Do(step) => {
-                    let change = model.resolve(&step);
-                    model.apply(&change);
-                    let tx = tx.clone();
-                    let left = tell(&log, change, Box::new(move |result| tx.send(result.is_ok()).unwrap()));
-                    waiting += usize::from(left.is_none());
-                }
-                Act::Read { from, len, bytes_max } => check_read(&log, &model, from, len, bytes_max),
-                Act::Settle => prop_assert!(answers.iter().take(std::mem::take(&mut waiting)).all(|ok| ok)),
-                Act::Reopen => {
-                    drop(log);
-                    log = open(dir.path(), &options);
-                }
-            }
-            prop_assert_eq!(log.state(), model.state());
-        }
-        drop(log);
-        prop_assert!(answers.iter().take(waiting).all(|ok| ok));
-        log = open(dir.path(), &options);
-        prop_assert_eq!(log.state(), model.state());
-        prop_assert_eq!(log.read(0, u64::MAX, usize::MAX).unwrap(), model.records);
+    fn rocksdb_agrees_with_a_vector(options in options(), acts in prop::collection::vec(act(), 1..80)) {
+        agrees_with_a_vector::<RocksLog>(&options, acts)?;
+    }
+
+    #[test]
+    fn segments_agree_with_a_vector(options in options(), acts in prop::collection::vec(act(), 1..80)) {
+        agrees_with_a_vector::<SegmentLog>(&options, acts)?;
     }
 }
 
 /// Readers on other threads, while records are truncated and written again: every answer is consecutive and
 /// of one history.
-#[test]
-fn readers_never_see_two_histories_in_one_answer() {
+fn readers_never_see_two_histories_in_one_answer<E: TestEngine>() {
     let dir = tempfile::tempdir().unwrap();
-    let options = LogOptions { tail_bytes_max: 500, write_buffer_bytes: 64 << 10, ..LogOptions::default() };
-    let log = open(dir.path(), &options);
+    let options = LogOptions {
+        tail_bytes_max: 500,
+        write_buffer_bytes: 64 << 10,
+        segment_bytes: 8 << 10,
+        ..LogOptions::default()
+    };
+    let log: E = open(dir.path(), &options);
     let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
     let generation = |text: &[u8]| String::from_utf8_lossy(text).split('.').next().unwrap().parse::<u64>().unwrap();
     let readers: Vec<_> = (0..2)
@@ -174,3 +190,5 @@ fn readers_never_see_two_histories_in_one_answer() {
     stop.store(true, std::sync::atomic::Ordering::Relaxed);
     assert!(readers.into_iter().map(|r| r.join().unwrap()).all(|seen| seen > 0));
 }
+
+on_each_engine!(readers_never_see_two_histories_in_one_answer);

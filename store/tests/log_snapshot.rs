@@ -28,7 +28,7 @@ fn put(rows: &mut RocksRows, index: u64, count: u64) {
         })
         .collect();
     batch.push((Key::from(META_KEY), Some(Bytes::copy_from_slice(&index.to_le_bytes()))));
-    rows.write(RowBatch(batch)).unwrap();
+    rows.write(RowBatch::set(batch)).unwrap();
 }
 
 fn meta_of(rows: &impl RowRead) -> u64 {

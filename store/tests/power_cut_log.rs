@@ -1,6 +1,6 @@
 //! The log over power cuts, on a disk that really forgets what was not synced.
 //!
-//! A script of votes, appends and truncations runs on [`RocksLog`] on the fault disk; the power goes before
+//! A script of votes, appends and truncations runs on each engine on the fault disk; the power goes before
 //! each single change that reaches the disk (a write, a sync, a creation, a rename); the log is opened again
 //! on what is left. Then there must be *one* moment of the script, at or after the last acknowledgement, at
 //! which the log was exactly what it is now: what was acknowledged is there, what was acknowledged as
@@ -14,10 +14,10 @@ mod support;
 use std::sync::Arc;
 use std::sync::mpsc;
 
-use quorate_store::log::{LogOptions, OnFatal, RocksLog, SkipSync};
+use quorate_store::log::{LogOptions, OnFatal, SegmentLog, SkipSync};
 use support::fault_fs::{Cut, FaultDisk};
-use support::log_options;
 use support::model::{Change, Model, Step, tell};
+use support::{TestEngine, log_options};
 
 /// What may have happened, step after step.
 struct Run {
@@ -28,15 +28,15 @@ struct Run {
 }
 
 /// A log that fails is no surprise here: its power is cut.
-fn open(disk: &FaultDisk, options: &LogOptions) -> Option<RocksLog> {
+fn open<E: TestEngine>(disk: &FaultDisk, options: &LogOptions) -> Option<E> {
     let nothing: OnFatal = Arc::new(|_| {});
-    RocksLog::open(disk.join("log"), options.clone(), nothing).ok()
+    E::open(&disk.join("log"), options.clone(), nothing).ok()
 }
 
 /// Runs `script` until the power goes. `in_flight` steps are issued before the first is waited for.
-fn run(disk: &FaultDisk, options: &LogOptions, script: &[Step], in_flight: usize) -> Run {
+fn run<E: TestEngine>(disk: &FaultDisk, options: &LogOptions, script: &[Step], in_flight: usize) -> Run {
     let mut run = Run { moments: vec![Model::default()], acknowledged: 0 };
-    let Some(log) = open(disk, options) else { return run };
+    let Some(log) = open::<E>(disk, options) else { return run };
     let (tx, answers) = mpsc::channel();
     let mut model = Model::default();
     let mut waited = 0;
@@ -95,31 +95,43 @@ fn check(now: &Model, run: &Run) -> Result<(), String> {
 }
 
 /// One cut: runs, cuts, opens, checks. Opens twice, because recovery writes too.
-fn cut_once(options: &LogOptions, script: &[Step], in_flight: usize, before: u64, cut: Cut) -> Result<bool, String> {
+fn cut_once<E: TestEngine>(
+    options: &LogOptions,
+    script: &[Step],
+    in_flight: usize,
+    before: u64,
+    cut: Cut,
+) -> Result<bool, String> {
     let mut disk = FaultDisk::new();
     disk.cut_before(before);
-    let run = run(&disk, options, script, in_flight);
+    let run = run::<E>(&disk, options, script, in_flight);
     let was_cut = disk.is_off();
     disk.restart(cut);
     for _ in 0..2 {
-        let log = open_after(&disk, options)?;
+        let log = open_after::<E>(&disk, options)?;
         check(&Model::of(&log), &run)?;
         drop(log);
     }
     Ok(was_cut)
 }
 
-fn open_after(disk: &FaultDisk, options: &LogOptions) -> Result<RocksLog, String> {
+fn open_after<E: TestEngine>(disk: &FaultDisk, options: &LogOptions) -> Result<E, String> {
     let nothing: OnFatal = Arc::new(|_| {});
-    RocksLog::open(disk.join("log"), options.clone(), nothing).map_err(|e| format!("refused: {e}"))
+    E::open(&disk.join("log"), options.clone(), nothing).map_err(|e| format!("refused: {e}"))
 }
 
 /// Cuts before every change, or before every `stride`-th, until the script runs through.
-fn cut_everywhere(options: &LogOptions, script: &[Step], in_flight: usize, stride: u64, torn: bool) -> u64 {
+fn cut_everywhere<E: TestEngine>(
+    options: &LogOptions,
+    script: &[Step],
+    in_flight: usize,
+    stride: u64,
+    torn: bool,
+) -> u64 {
     let mut before = u64::from(torn);
     loop {
         let cut = if torn { Cut::Torn(before) } else { Cut::Clean };
-        match cut_once(options, script, in_flight, before, cut) {
+        match cut_once::<E>(options, script, in_flight, before, cut) {
             Ok(true) => before += stride,
             Ok(false) => return before / stride,
             Err(what) => panic!("power cut before change {before} ({cut:?}): {what}"),
@@ -148,7 +160,7 @@ fn script() -> Vec<Step> {
     ]
 }
 
-/// Enough bytes that memtables are flushed and write-ahead logs change files and are used again.
+/// Enough bytes that memtables are flushed and write-ahead logs change files and are used again; segments, too.
 fn long_script() -> Vec<Step> {
     let mut steps = Vec::new();
     for i in 0..60u64 {
@@ -165,58 +177,102 @@ fn long_script() -> Vec<Step> {
 }
 
 fn small_files() -> LogOptions {
-    LogOptions { write_buffer_bytes: 64 << 10, recycled_wals: 2, tail_bytes_max: 10_000, ..LogOptions::default() }
+    LogOptions {
+        write_buffer_bytes: 64 << 10,
+        segment_bytes: 16 << 10,
+        recycled_wals: 2,
+        tail_bytes_max: 10_000,
+        ..LogOptions::default()
+    }
 }
 
-#[test]
-fn a_cut_before_every_step_of_vote_append_and_truncate_loses_nothing() {
-    let cuts = cut_everywhere(&log_options(), &script(), 0, 1, false);
+fn a_cut_before_every_step_of_vote_append_and_truncate_loses_nothing<E: TestEngine>() {
+    let cuts = cut_everywhere::<E>(&log_options(), &script(), 0, 1, false);
     assert!(cuts > 40, "only {cuts} cuts");
 }
 
-#[test]
-fn a_cut_that_tears_what_was_being_written_loses_nothing_and_is_never_taken_for_damage() {
-    let cuts = cut_everywhere(&log_options(), &script(), 0, 1, true);
+fn a_cut_that_tears_what_was_being_written_loses_nothing_and_is_never_taken_for_damage<E: TestEngine>() {
+    let cuts = cut_everywhere::<E>(&log_options(), &script(), 0, 1, true);
     assert!(cuts > 40, "only {cuts} cuts");
 }
 
-#[test]
-fn cuts_amid_group_commits_lose_nothing() {
+fn cuts_amid_group_commits_lose_nothing<E: TestEngine>() {
     for torn in [false, true] {
-        let cuts = cut_everywhere(&log_options(), &script(), 6, 1, torn);
+        let cuts = cut_everywhere::<E>(&log_options(), &script(), 6, 1, torn);
         assert!(cuts > 20, "only {cuts} cuts");
     }
 }
 
-#[test]
-fn cuts_while_files_change_and_are_used_again_lose_nothing() {
+fn cuts_while_files_change_and_are_used_again_lose_nothing<E: TestEngine>() {
     // A slow disk gathers what is in flight into fewer writes: then the places to cut are closer to each other.
     for (torn, in_flight, stride) in [(false, 0, 11), (true, 0, 11), (true, 5, 5)] {
-        let cuts = cut_everywhere(&small_files(), &long_script(), in_flight, stride, torn);
+        let cuts = cut_everywhere::<E>(&small_files(), &long_script(), in_flight, stride, torn);
+        assert!(cuts > 20, "only {cuts} cuts");
+    }
+}
+
+/// Little enough that segments of 8 KB hold a few batches and are purged, and used again, all the time.
+fn purging_script() -> Vec<Step> {
+    let mut steps = Vec::new();
+    for i in 0..90u64 {
+        steps.push(Step::Append { count: 1 + i % 3, bytes: 200 + 400 * (i % 4) as usize });
+        match i % 6 {
+            1 => steps.push(Step::Vote),
+            2 => steps.push(Step::Truncate { count: 1 + i % 2 }),
+            4 => steps.push(Step::Committed),
+            _ => {}
+        }
+        if i % 3 == 2 {
+            steps.push(Step::Purge { count: 4 });
+        }
+    }
+    steps
+}
+
+/// For RocksDB the script is no other than the long one.
+#[test]
+fn cuts_while_the_smallest_segments_are_used_again_lose_nothing() {
+    let options = LogOptions { segment_bytes: 8 << 10, ..small_files() };
+    for (torn, in_flight, stride) in [(false, 0, 3), (true, 0, 2), (true, 4, 2)] {
+        let cuts = cut_everywhere::<SegmentLog>(&options, &purging_script(), in_flight, stride, torn);
         assert!(cuts > 20, "only {cuts} cuts");
     }
 }
 
 /// The power goes again while the log recovers from the first cut.
+fn cuts_during_recovery_lose_nothing<E: TestEngine>() {
+    cut_twice::<E>(&small_files(), &long_script(), [150, 217], 5);
+}
+
+/// Recovery of segments makes few changes, so each is cut before, after many first cuts.
 #[test]
-fn cuts_during_recovery_lose_nothing() {
-    let options = small_files();
-    let script = long_script();
-    for first in [150, 217] {
-        for second in (first % 5..).step_by(5) {
+fn cuts_before_each_change_of_a_recovery_of_segments_lose_nothing() {
+    let options = LogOptions { segment_bytes: 8 << 10, ..small_files() };
+    cut_twice::<SegmentLog>(&options, &purging_script(), (20..600).step_by(23), 1);
+}
+
+fn cut_twice<E: TestEngine>(
+    options: &LogOptions,
+    script: &[Step],
+    firsts: impl IntoIterator<Item = u64>,
+    stride: usize,
+) {
+    for first in firsts {
+        for second in (first % stride as u64..).step_by(stride) {
             let mut disk = FaultDisk::new();
             disk.cut_before(first);
-            let run = run(&disk, &options, &script, 3);
+            let run = run::<E>(&disk, options, script, 3);
             disk.restart(Cut::Torn(first + second));
             disk.cut_before(disk.changes() + second);
-            drop(open(&disk, &options));
+            drop(open::<E>(&disk, options));
             let was_cut = disk.is_off();
             disk.restart(Cut::Torn(first * second));
-            let log = open_after(&disk, &options).unwrap_or_else(|e| panic!("cut before {first}, then {second}: {e}"));
+            let log = open_after::<E>(&disk, options);
+            let log = log.unwrap_or_else(|e| panic!("cut before {first}, then {second}: {e}"));
             check(&Model::of(&log), &run).unwrap_or_else(|e| panic!("cut before {first}, then {second}: {e}"));
             drop(log);
             if !was_cut {
-                assert!(second > 10, "recovery made only {second} changes");
+                assert!(second > E::RECOVERY_CHANGES_MIN, "recovery made only {second} changes");
                 break;
             }
         }
@@ -224,11 +280,11 @@ fn cuts_during_recovery_lose_nothing() {
 }
 
 /// Runs `steps`, cuts the power the moment the last is acknowledged, and says what the check finds.
-fn acknowledged_then_cut(skip_sync: SkipSync, steps: &[Step]) -> Result<(), String> {
+fn acknowledged_then_cut<E: TestEngine>(skip_sync: SkipSync, steps: &[Step]) -> Result<(), String> {
     let options = LogOptions { skip_sync, ..log_options() };
     let mut disk = FaultDisk::new();
     let mut run = Run { moments: vec![Model::default()], acknowledged: 0 };
-    let log = open(&disk, &options).expect("an empty disk");
+    let log = open::<E>(&disk, &options).expect("an empty disk");
     let mut model = Model::default();
     for step in steps {
         let change = model.resolve(step);
@@ -242,43 +298,52 @@ fn acknowledged_then_cut(skip_sync: SkipSync, steps: &[Step]) -> Result<(), Stri
     disk.power_off();
     drop(log);
     disk.restart(Cut::Clean);
-    let log = open_after(&disk, &options)?;
+    let log = open_after::<E>(&disk, &options)?;
     check(&Model::of(&log), &run)
 }
 
-fn assert_sync_is_needed(skip_sync: SkipSync, steps: &[Step]) {
-    acknowledged_then_cut(SkipSync::Nothing, steps).expect("with every sync nothing is lost");
-    let loss = acknowledged_then_cut(skip_sync, steps).expect_err("without this sync something acknowledged is lost");
+fn assert_sync_is_needed<E: TestEngine>(skip_sync: SkipSync, steps: &[Step]) {
+    acknowledged_then_cut::<E>(SkipSync::Nothing, steps).expect("with every sync nothing is lost");
+    let loss =
+        acknowledged_then_cut::<E>(skip_sync, steps).expect_err("without this sync something acknowledged is lost");
     assert!(loss.contains("acknowledged"), "lost in another way than expected: {loss}");
 }
 
-#[test]
-fn without_the_sync_of_a_vote_an_acknowledged_vote_is_lost() {
-    assert_sync_is_needed(SkipSync::Vote, &[Step::Append { count: 2, bytes: 9 }, Step::Vote, Step::Vote]);
+fn without_the_sync_of_a_vote_an_acknowledged_vote_is_lost<E: TestEngine>() {
+    assert_sync_is_needed::<E>(SkipSync::Vote, &[Step::Append { count: 2, bytes: 9 }, Step::Vote, Step::Vote]);
 }
 
-#[test]
-fn without_the_sync_of_an_append_acknowledged_records_are_lost() {
-    assert_sync_is_needed(SkipSync::Append, &[Step::Vote, Step::Append { count: 2, bytes: 9 }]);
+fn without_the_sync_of_an_append_acknowledged_records_are_lost<E: TestEngine>() {
+    assert_sync_is_needed::<E>(SkipSync::Append, &[Step::Vote, Step::Append { count: 2, bytes: 9 }]);
 }
 
-#[test]
-fn without_the_sync_of_a_truncation_truncated_records_are_back() {
+fn without_the_sync_of_a_truncation_truncated_records_are_back<E: TestEngine>() {
     let steps = [Step::Vote, Step::Append { count: 5, bytes: 9 }, Step::Truncate { count: 3 }];
-    assert_sync_is_needed(SkipSync::Truncate, &steps);
+    assert_sync_is_needed::<E>(SkipSync::Truncate, &steps);
 }
 
 /// The cut-everywhere tests themselves notice a missing sync, not only the ones made for it.
-#[test]
-fn the_cuts_notice_each_missing_sync() {
+fn the_cuts_notice_each_missing_sync<E: TestEngine>() {
     for skip_sync in [SkipSync::Vote, SkipSync::Append, SkipSync::Truncate] {
         let options = LogOptions { skip_sync, ..log_options() };
         let noticed =
-            (0..).map(|before| cut_once(&options, &script(), 0, before, Cut::Clean)).find_map(|cut| match cut {
+            (0..).map(|before| cut_once::<E>(&options, &script(), 0, before, Cut::Clean)).find_map(|cut| match cut {
                 Ok(true) => None,
                 Ok(false) => Some(false),
                 Err(_) => Some(true),
             });
         assert_eq!(noticed, Some(true), "{skip_sync:?}: no cut noticed that it was left out");
     }
+}
+
+on_each_engine! {
+    a_cut_before_every_step_of_vote_append_and_truncate_loses_nothing,
+    a_cut_that_tears_what_was_being_written_loses_nothing_and_is_never_taken_for_damage,
+    cuts_amid_group_commits_lose_nothing,
+    cuts_while_files_change_and_are_used_again_lose_nothing,
+    cuts_during_recovery_lose_nothing,
+    without_the_sync_of_a_vote_an_acknowledged_vote_is_lost,
+    without_the_sync_of_an_append_acknowledged_records_are_lost,
+    without_the_sync_of_a_truncation_truncated_records_are_back,
+    the_cuts_notice_each_missing_sync,
 }

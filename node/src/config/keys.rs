@@ -4,9 +4,10 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use quorate_store::log::EngineKind;
 use serde::Deserialize;
 
-use super::value::{Listen, LogFormat, QueueFull, Value};
+use super::value::{Listen, LogEngineKind, LogFormat, QueueFull, Value};
 use crate::mqtt::ListenerOptions;
 use crate::mqtt::options::DenyAction;
 
@@ -110,7 +111,8 @@ keys! {
         allow_anonymous: bool = false;
     }
     "Cluster" {
-        /// Make a new cluster of this one node. It is what an empty data directory does without `join`, too.
+        /// Make a new cluster of this one node, on an empty data directory. Without it and without `join` a node does
+        /// so only if its `peer` address is on loopback; elsewhere it refuses to start.
         /// Ignored when the data directory belongs to a cluster already.
         bootstrap: bool = false;
         /// Join the cluster that answers at one of these admin addresses (`host:port`), tried in turn.
@@ -163,8 +165,9 @@ keys! {
         packet_bytes_max: u32 = 1_048_576;
         /// QoS 1 and 2 publishes of one client that may be unacknowledged; v5 clients are told.
         receive_maximum: u16 = 1_024;
-        /// QoS 1 and 2 deliveries to one client that may be unacknowledged, whatever more it allows.
-        inflight_max: u16 = 1_024;
+        /// QoS 1 and 2 deliveries to one client that may be unacknowledged, whatever more it allows. What one client gets
+        /// in a second is at most so many for each round of the log; each takes about 100 bytes on every node.
+        inflight_max: u16 = 4_096;
         /// Topic aliases that a v5 client may set.
         topic_alias_max: u16 = 64;
         /// Topic aliases that are set on one connection to a v5 client that takes them, up to 1,024. 0: none.
@@ -287,14 +290,24 @@ keys! {
         log_keep_bytes: u64 = 268_435_456;
         /// Entries of log kept behind the snapshot, at most.
         log_keep_entries_max: u64 = 1_000_000;
+        /// What keeps the Raft log: `rocksdb`, or `segments` (preallocated files, each record written once). For a new
+        /// data directory only: a node does not start on the log of the other engine.
+        log_engine: LogEngineKind = LogEngineKind(EngineKind::RocksDb);
+        /// Bytes of a segment file of the log, with `log_engine = "segments"`.
+        log_segment_bytes: u64 = 67_108_864;
         /// Bytes of the log's newest records kept in memory for replication and apply.
         log_tail_bytes_max: usize = 67_108_864;
         /// Bytes of records in one synced write.
         log_write_bytes_max: usize = 4_194_304;
-        /// Bytes of one buffer of the log database; entries that are purged before it is full are never written twice.
+        /// Bytes of one buffer of the log database, with `log_engine = "rocksdb"`; entries that are purged before it is full
+        /// are never written twice.
         log_buffer_bytes: usize = 67_108_864;
-        /// Bytes of one buffer of the row database.
+        /// Bytes of one buffer of the row database; after so many bytes of log all rows are flushed. At twice as many,
+        /// which a slow disk brings about, applying waits for it.
         rows_buffer_bytes: usize = 33_554_432;
+        /// Bytes of rows that are kept in front of the row database; what is removed by then it never sees. At
+        /// twice as many applying waits, too.
+        rows_recent_bytes_max: usize = 8_388_608;
         /// Bytes of the row database's cache.
         rows_cache_bytes: usize = 33_554_432;
         /// Files that the row database keeps open.

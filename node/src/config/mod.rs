@@ -17,7 +17,7 @@ use quorate_store::topic::TOPIC_LEVELS_MAX;
 
 pub use error::ConfigError;
 pub use keys::{Config, Key, Layer};
-pub use value::{Listen, LogFormat, QueueFull, Value};
+pub use value::{Listen, LogEngineKind, LogFormat, QueueFull, Value};
 
 use crate::mqtt::ListenerOptions;
 use crate::mqtt::listen::{AuthMethod, Endpoint, load_tls};

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
+use quorate_store::log::EngineKind;
 use serde::{Deserialize, Deserializer};
 
 use crate::mqtt::ListenerOptions;
@@ -171,6 +172,10 @@ pub enum QueueFull {
     DropOldest,
 }
 
+/// Which engine keeps the Raft log (see `quorate_store::log`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LogEngineKind(pub EngineKind);
+
 macro_rules! words {
     ($($ty:ty { $($word:literal => $value:expr),* })*) => {$(
         impl Value for $ty {
@@ -194,6 +199,7 @@ macro_rules! words {
     )*};
 }
 words! {
+    LogEngineKind { "rocksdb" => Self(EngineKind::RocksDb), "segments" => Self(EngineKind::Segments) }
     LogFormat { "text" => Self::Text, "json" => Self::Json }
     DenyAction { "disconnect" => Self::Disconnect, "ignore" => Self::Ignore }
     QueueFull { "reject" => Self::Reject, "drop-oldest" => Self::DropOldest }
@@ -211,6 +217,10 @@ mod tests {
         assert_eq!(vec!["a:1".to_owned(), "b:2".to_owned()].to_toml(), r#"["a:1", "b:2"]"#);
         assert_eq!(Vec::<String>::from_text("a:1, b:2 c"), Ok(vec!["a:1".into(), "b:2".into(), "c".into()]));
         assert_eq!(LogFormat::Json.to_toml(), "\"json\"");
+        for engine in [EngineKind::RocksDb, EngineKind::Segments] {
+            // Errors of the log name the engine as the key does.
+            assert_eq!(LogEngineKind::from_text(&engine.to_string()), Ok(LogEngineKind(engine)));
+        }
     }
 
     #[test]

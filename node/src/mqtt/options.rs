@@ -159,7 +159,7 @@ impl Default for MqttOptions {
             workers: std::thread::available_parallelism().map_or(2, std::num::NonZero::get),
             packet_bytes_max: 1 << 20,
             receive_maximum: 1024,
-            inflight_max: 1024,
+            inflight_max: 4096,
             topic_alias_max: 64,
             topic_alias_out_max: 16,
             qos_max: QoS::ExactlyOnce,

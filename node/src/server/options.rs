@@ -34,9 +34,11 @@ pub(crate) fn retention(config: &Config) -> LogRetention {
     }
 }
 
-/// The log database.
+/// The log's engine.
 pub(crate) fn log_engine(config: &Config) -> LogOptions {
     LogOptions {
+        engine: config.log_engine.0,
+        segment_bytes: config.log_segment_bytes,
         tail_bytes_max: config.log_tail_bytes_max,
         drain_bytes_max: config.log_write_bytes_max,
         write_buffer_bytes: config.log_buffer_bytes,
@@ -48,6 +50,7 @@ pub(crate) fn log_engine(config: &Config) -> LogOptions {
 pub(crate) fn rows(config: &Config) -> RowsOptions {
     RowsOptions {
         write_buffer_bytes: config.rows_buffer_bytes,
+        recent_bytes_max: config.rows_recent_bytes_max,
         block_cache_bytes: config.rows_cache_bytes,
         open_files_max: i32::try_from(config.rows_open_files_max).unwrap_or(i32::MAX),
         ..RowsOptions::default()

@@ -178,6 +178,16 @@ fn node_info(config: &Config) -> NodeInfo {
     NodeInfo { name, mqtt: config.mqtt_public(), peer: config.peer_public(), admin: config.admin_public() }
 }
 
+/// Where others may reach it, an empty data directory is rather that of a machine whose disk was replaced: as a cluster of
+/// its own it would take clients away from the one that has their sessions, and acknowledge what that one never sees.
+fn belongs_nowhere(data_dir: &Path) -> Failure {
+    Failure::new(format!(
+        "the data directory {} is empty, and nothing says where this node belongs: give --join and the admin address of \
+         any member, also when the disk of this machine was replaced, or --bootstrap to make a new cluster of it alone",
+        data_dir.display()
+    ))
+}
+
 /// Whose the data directory is, and what to do when it is nobody's.
 async fn identify(config: &Config, info: &NodeInfo) -> Result<Start, Failure> {
     let open = || DataDir::open(&config.data_dir).map_err(|error| Failure::new(error.to_string()));
@@ -192,8 +202,13 @@ async fn identify(config: &Config, info: &NodeInfo) -> Result<Start, Failure> {
         return Ok(if is_new { Start::Bootstrap } else { Start::Restart });
     }
     if config.join.is_empty() {
+        // A first start that was cut off before it had a name is carried on.
+        let is_begun = config.bootstrap || config.data_dir.join(SETTINGS_PENDING).exists();
+        if !is_begun && !config.peer.ip().to_canonical().is_loopback() {
+            return Err(belongs_nowhere(&config.data_dir));
+        }
         mark_settings_pending(&config.data_dir)?;
-        tracing::info!("an empty data directory and nobody to join: making a new cluster of this one node");
+        tracing::info!("making a new cluster of this one node");
         return Ok(Start::Bootstrap);
     }
     // Left behind by an attempt to bootstrap that came to nothing.

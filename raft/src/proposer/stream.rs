@@ -143,9 +143,14 @@ impl ProposalStream {
         if is_seeded(SeededBug::RetryProposedAsNew) {
             self.number_anew();
         }
-        self.sent = Some(0);
+        self.sent = Some(if is_seeded(SeededBug::GapApplied) { self.sent_before() } else { 0 });
         self.gap_answered = None;
         self.waiting_since = now;
+    }
+
+    /// For [`SeededBug::GapApplied`]: how many of those in flight went down an earlier link.
+    fn sent_before(&self) -> usize {
+        self.in_flight.iter().filter(|batch| batch.seq < self.sent_once).count()
     }
 
     /// For [`SeededBug::RetryProposedAsNew`]: what was sent, and may have been appended, goes on under other numbers.

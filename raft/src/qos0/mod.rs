@@ -16,7 +16,7 @@ use quorate_store::codec;
 use quorate_store::command::Publish;
 use quorate_store::effect::Delivery;
 use quorate_store::ids::{ClusterTime, Incarnation, NodeId, Position, QoS};
-use quorate_store::message::{Message, MessageProperties, SharedMessage};
+use quorate_store::message::{Message, SharedMessage};
 use tokio::sync::watch;
 use tracing::{debug, warn};
 
@@ -287,8 +287,7 @@ fn open_incarnations(machine: &NodeMachine) -> HashMap<Incarnation, NodeId> {
 }
 
 fn publish_bytes(publish: &Publish) -> usize {
-    let properties = publish.properties.as_deref().map_or(0, MessageProperties::charge_bytes);
-    PUBLISH_BYTES + publish.topic.as_str().len() + publish.payload.len() + properties
+    PUBLISH_BYTES + publish.charge_bytes()
 }
 
 fn message_of(publish: Publish, now: ClusterTime) -> SharedMessage {

@@ -60,6 +60,7 @@ async fn what_peers_send_faster_than_it_is_handed_on_is_dropped_and_counted() {
     let dir = tempfile::tempdir().unwrap();
     let (_, rows) = Snapshots::open(dir.path(), &RowsOptions::default()).unwrap();
     let apply = ApplyHandle::start(Machine::open(rows).unwrap(), AddressBook::default(), Execution::default()).unwrap();
+    let _stops = crate::apply::StopsApply(apply.clone());
     // The apply thread is busy until it is told.
     let (go, wait) = std::sync::mpsc::channel::<()>();
     apply.submit(Box::new(move |_| wait.recv().unwrap())).unwrap();

@@ -5,9 +5,11 @@ pub mod clients;
 
 use std::collections::HashMap;
 use std::future::Future;
+use std::ops::Deref;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, mpsc};
+use std::thread;
 use std::time::{Duration, Instant};
 
 use quorate_raft::{
@@ -105,9 +107,37 @@ impl NodeEffects for Recorder {
     }
 }
 
+/// A node that has ended, threads and all, when this is dropped: one whose database is closed while the process exits
+/// ends it with SIGABRT ("pthread lock: Invalid argument").
+pub struct Running(Cluster);
+
+impl Deref for Running {
+    type Target = Cluster;
+
+    fn deref(&self) -> &Cluster {
+        &self.0
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let (cluster, (done, is_done)) = (self.0.clone(), mpsc::channel());
+        // The runtime of the test goes on meanwhile: all of them have several threads.
+        thread::spawn(move || {
+            let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+            runtime.block_on(cluster.crash());
+            drop(cluster);
+            let _ = done.send(());
+        });
+        // A test that has failed says why before it says that this hangs.
+        let ended = is_done.recv_timeout(PATIENCE);
+        assert!(ended.is_ok() || thread::panicking(), "a node does not end");
+    }
+}
+
 /// A running node, and the folder that outlives it.
 pub struct TestNode {
-    pub cluster: Cluster,
+    pub cluster: Running,
     pub recorder: Arc<Recorder>,
     pub options: RaftOptions,
     pub fatal: Arc<Mutex<Vec<String>>>,
@@ -147,7 +177,7 @@ impl TestNode {
         // It keeps its address.
         options.peer_listen = cluster.peer_address().to_owned();
         options.start = Start::Restart;
-        Ok(Self { cluster, recorder, options, fatal, dir, requests: AtomicU64::new(0) })
+        Ok(Self { cluster: Running(cluster), recorder, options, fatal, dir, requests: AtomicU64::new(0) })
     }
 
     /// Joins through `peer` and is promoted.

@@ -1,4 +1,4 @@
-//! [`RocksLog`]: the handle, and the state of the log as callers see it.
+//! The handle of a log, whatever its engine, and the state of the log as callers see it.
 //!
 //! The state runs ahead of the disk: it counts what is queued. Every operation checks itself against it,
 //! changes it and is queued under one lock, so the order of the queue is the order of the state.
@@ -13,7 +13,7 @@ use std::thread::{JoinHandle, ThreadId};
 
 use bytes::Bytes;
 
-use super::open::{Opened, open};
+use super::disk::{Disk, DiskReader, Logged};
 use super::tail::{OpNumber, Tail};
 use super::writer::{Core, Op, Writer, refuse};
 use super::{Done, LogEngine, LogError, LogOptions, LogRecord, LogState, LogStats, OnFatal};
@@ -38,8 +38,8 @@ pub(super) struct State {
 }
 
 impl State {
-    fn new(logged: LogState, begin: u64, options: &LogOptions) -> Self {
-        let LogState { vote, committed, purged, last } = logged;
+    fn new(logged: Logged, options: &LogOptions) -> Self {
+        let Logged { state: LogState { vote, committed, purged, last }, begin } = logged;
         let next = last.or(purged.as_ref().map(|(index, _)| *index)).map_or(0, |index| index + 1);
         Self {
             vote,
@@ -79,15 +79,15 @@ impl State {
     }
 }
 
-/// The last clone to go closes the log: what is queued is written, the writer thread ends, RocksDB closes.
-struct Handle {
-    core: Arc<Core>,
+/// The last clone to go closes the log: what is queued is written, the writer thread ends, the files close.
+struct Handle<R: DiskReader> {
+    core: Arc<Core<R>>,
     on_fatal: OnFatal,
     writer: Option<JoinHandle<()>>,
     writer_id: ThreadId,
 }
 
-impl Drop for Handle {
+impl<R: DiskReader> Drop for Handle<R> {
     fn drop(&mut self) {
         self.core.lock().closed = true;
         self.core.queued.notify_all();
@@ -101,54 +101,56 @@ impl Drop for Handle {
     }
 }
 
-/// The Raft log in a RocksDB database of its own. Clones share it; when the last one goes, what is queued is
-/// written and the database is closed (which waits for the disk).
-#[derive(Clone)]
-pub struct RocksLog {
-    handle: Arc<Handle>,
+/// A Raft log over what `R` reads. Clones share it; when the last one goes, what is queued is written and the files
+/// are closed (which waits for the disk).
+pub(super) struct Log<R: DiskReader> {
+    handle: Arc<Handle<R>>,
 }
 
-impl fmt::Debug for RocksLog {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("RocksLog").field("dir", &self.handle.core.dir).finish_non_exhaustive()
+impl<R: DiskReader> Clone for Log<R> {
+    fn clone(&self) -> Self {
+        Self { handle: Arc::clone(&self.handle) }
     }
 }
 
-impl RocksLog {
-    /// Opens the log in `dir`, or creates an empty one there. `on_fatal` is called once when the engine
-    /// poisons itself; the binary ends the process in it.
-    ///
-    /// # Errors
-    /// A damaged log is refused by name, as is one that another process has open or a newer version wrote.
-    pub fn open(dir: impl AsRef<Path>, options: LogOptions, on_fatal: OnFatal) -> Result<Self, LogError> {
-        let dir = dir.as_ref().to_path_buf();
-        let Opened { db, mark, state, begin } = open(&dir, &options)?;
-        tracing::info!(
-            dir = %dir.display(), last = state.last, purged = state.purged.as_ref().map(|(index, _)| *index),
-            "log opened"
-        );
+impl<R: DiskReader> fmt::Debug for Log<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Log").field("dir", &self.handle.core.dir).finish_non_exhaustive()
+    }
+}
+
+impl<R: DiskReader> Log<R> {
+    /// Starts the writer thread over an opened disk.
+    pub(super) fn start<D: Disk<Reader = R>>(
+        dir: &Path,
+        options: LogOptions,
+        on_fatal: OnFatal,
+        (disk, reader, logged): (D, R, Logged),
+    ) -> Result<Self, LogError> {
+        let state = State::new(logged, &options);
+        tracing::info!(dir = %dir.display(), last = state.last, purged = state.purged_to(), "log opened");
         let core = Arc::new(Core {
-            state: Mutex::new(State::new(state, begin, &options)),
+            state: Mutex::new(state),
             options,
-            db,
+            reader,
             queued: Condvar::new(),
             room: Condvar::new(),
             unflushed: AtomicUsize::new(0),
             stats: Arc::new(LogStats::default()),
-            dir: dir.clone(),
+            dir: dir.to_path_buf(),
         });
-        let writer = Writer::new(Arc::clone(&core), Arc::clone(&on_fatal), mark);
+        let writer = Writer::new(Arc::clone(&core), Arc::clone(&on_fatal), disk);
         let writer = std::thread::Builder::new()
             .name("log-writer".to_owned())
             .spawn(move || writer.run())
-            .map_err(LogError::io("starting the writer thread of", &dir))?;
+            .map_err(LogError::io("starting the writer thread of", dir))?;
         let writer_id = writer.thread().id();
         Ok(Self { handle: Arc::new(Handle { core, on_fatal, writer: Some(writer), writer_id }) })
     }
 
     /// Queues what `change` makes of the state, or ends the log with its error. What `change` frees is
     /// returned by it and dropped outside the lock.
-    fn submit<R>(&self, refused: Option<Op>, change: impl FnOnce(&mut State, Option<Op>) -> Change<R>) {
+    fn submit<F>(&self, refused: Option<Op>, change: impl FnOnce(&mut State, Option<Op>) -> Change<F>) {
         let core = &self.handle.core;
         let mut state = self.wait_for_room(core.lock());
         if let Some(error) = state.failed.clone().or(state.closed.then_some(LogError::Closed)) {
@@ -196,16 +198,16 @@ impl RocksLog {
 }
 
 /// What an operation did to the state.
-enum Change<R> {
-    /// It is queued; `R` is freed outside the lock.
-    Queued(R),
+enum Change<F> {
+    /// It is queued; `F` is freed outside the lock.
+    Queued(F),
     /// There is nothing to do.
     Nothing,
     /// It is a bug of the caller's.
     Misused(Op, LogError),
 }
 
-impl LogEngine for RocksLog {
+impl<R: DiskReader> LogEngine for Log<R> {
     fn stats(&self) -> Arc<LogStats> {
         Arc::clone(&self.handle.core.stats)
     }
@@ -308,3 +310,56 @@ impl LogEngine for RocksLog {
         self.handle.core.lock().failed.clone()
     }
 }
+
+/// Makes the newtype around a [`Log`] an engine.
+macro_rules! impl_log_engine {
+    ($name:ident) => {
+        impl $crate::log::LogEngine for $name {
+            fn state(&self) -> $crate::log::LogState {
+                self.0.state()
+            }
+
+            fn append(&self, records: Vec<$crate::log::LogRecord>, done: $crate::log::Done) {
+                self.0.append(records, done);
+            }
+
+            fn save_vote(&self, vote: bytes::Bytes, done: $crate::log::Done) {
+                self.0.save_vote(vote, done);
+            }
+
+            fn truncate_from(&self, index: u64, done: $crate::log::Done) {
+                self.0.truncate_from(index, done);
+            }
+
+            fn purge_to(&self, index: u64, log_id: bytes::Bytes) {
+                self.0.purge_to(index, log_id);
+            }
+
+            fn save_committed(&self, committed: bytes::Bytes) {
+                self.0.save_committed(committed);
+            }
+
+            fn read(
+                &self,
+                from: u64,
+                to_exclusive: u64,
+                bytes_max: usize,
+            ) -> Result<Vec<$crate::log::LogRecord>, $crate::log::LogError> {
+                self.0.read(from, to_exclusive, bytes_max)
+            }
+
+            fn unflushed_bytes(&self) -> usize {
+                self.0.unflushed_bytes()
+            }
+
+            fn stats(&self) -> std::sync::Arc<$crate::log::LogStats> {
+                self.0.stats()
+            }
+
+            fn poisoned(&self) -> Option<$crate::log::LogError> {
+                self.0.poisoned()
+            }
+        }
+    };
+}
+pub(super) use impl_log_engine;

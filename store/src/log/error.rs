@@ -5,6 +5,8 @@ use std::sync::Arc;
 
 use thiserror::Error;
 
+use super::options::EngineKind;
+
 /// Why the log was not opened, or ended. Cloning shares the causes: the first error is the answer to every
 /// later operation.
 #[derive(Clone, Debug, Error)]
@@ -32,8 +34,23 @@ pub enum LogError {
     /// A write or its fsync failed. It is never tried again: after a failed fsync nobody knows what is on
     /// disk.
     #[error("writing to the log failed and is never retried, the process must end: {0}")]
-    Write(rocksdb::Error),
-    /// A write-ahead log is damaged where it was synced: records behind it are intact, or what is known to
+    Write(Arc<dyn std::error::Error + Send + Sync>),
+    /// The folder holds the files of the other engine.
+    #[error(
+        "the log in {} was written by the engine \"{found}\", and this node is to use \"{wanted}\", which cannot read \
+         it: set log_engine = \"{found}\" again, or replace this node with an empty data directory (its state comes \
+         back from the others)",
+        dir.display()
+    )]
+    OtherEngine {
+        /// The log's folder.
+        dir: PathBuf,
+        /// Whose files these are.
+        found: EngineKind,
+        /// Which engine was to open them.
+        wanted: EngineKind,
+    },
+    /// A write-ahead log or segment is damaged where it was synced: records behind it are intact, or what is known to
     /// have been synced is missing.
     #[error(
         "the log is damaged: {} at byte {offset}: {what}. Acknowledged entries are lost, so this node must not \
@@ -48,7 +65,7 @@ pub enum LogError {
         /// What was found and what was expected.
         what: String,
     },
-    /// The write-ahead log holds something that this build does not write.
+    /// A write-ahead log or segment holds something that this build does not write.
     #[error("{} at byte {offset}: {what}: written by another version?", file.display())]
     Unsupported {
         /// The file.
@@ -125,6 +142,11 @@ impl LogError {
     pub(super) fn io(doing: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.into();
         move |source| Self::Io { doing, path, source: Arc::new(source) }
+    }
+
+    /// Wraps what a failed write or fsync was answered.
+    pub(super) fn write(source: impl std::error::Error + Send + Sync + 'static) -> Self {
+        Self::Write(Arc::new(source))
     }
 
     /// Wraps an error of RocksDB with what was tried and where.

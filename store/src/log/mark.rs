@@ -1,8 +1,8 @@
-//! How far the log is known to be synced, kept beside its write-ahead log.
+//! How far the log is known to be synced, kept beside its files.
 //!
-//! After each synced write the writer notes RocksDB's sequence number in the file `synced`, without an fsync
-//! of its own. So the mark is never ahead of the disk, and after a power cut it may lag: it is a lower bound.
-//! It lets [`super::wal::check`] tell damage at the very end of the log, where nothing follows, from the torn
+//! After each synced write the writer notes its sequence number (RocksDB's, or that of the batch in a segment) in
+//! the file `synced`, without an fsync of its own. So the mark is never ahead of the disk, and after a power cut it may lag: it is a lower bound.
+//! It lets the check at open tell damage at the very end of the log, where nothing follows, from the torn
 //! end of a power cut, whenever the system itself stayed up (a crash, a kill, a clean stop).
 //!
 //! ```text

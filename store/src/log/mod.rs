@@ -1,43 +1,47 @@
-//! The Raft log on disk: RocksDB #1, written and synced by one thread, read by many.
+//! The Raft log on disk, written and synced by one thread, read by many.
 //!
 //! What it is for: [`LogEngine`] is all that `quorate-raft` sees of the log: opaque bytes under consecutive
-//! indices, a vote, and marks for what was purged and committed. [`RocksLog`] is the one engine there is; a
-//! log of preallocated segment files can come behind the same trait.
+//! indices, a vote, and marks for what was purged and committed. There are two engines, [`RocksLog`] and
+//! [`SegmentLog`]; they differ in what is on the disk, and in nothing that a caller could see.
 //!
 //! What it owns: the folder `log/`, the order in which its writes reach the disk, and the promise that what
 //! was reported done is there after a power cut. One writer thread takes all that is queued, in order, into
-//! one `WriteBatch` and one synced write (group commit).
+//! one synced write (group commit).
 //!
 //! What it never does: it never looks into an entry, never reorders, never retries a failed write or fsync,
-//! and never skips a damaged record. A log that it cannot vouch for is refused by name, see [`wal`].
+//! and never skips a damaged record. A log that it cannot vouch for is refused by name.
 //!
-//! - [`keys`]: every row, to the byte
-//! - [`wal`]: which ends of a write-ahead log are the torn end of a power cut, and which are damage
-//! - `tail`: entries in memory, from `append` until they are flushed and beyond
-//! - `writer`: the queue, the group commit, **the durability contract**
+//! - `engine`, `tail`, `writer`, `read`: what the engines share: the state that callers see, entries in memory from
+//!   `append` until they are flushed and beyond, the queue and the group commit
+//! - `disk`: what an engine is besides
+//! - `rocks`: RocksDB; [`keys`] has every row, to the byte, [`wal`] tells the torn end of a power cut from damage
+//! - `segment`: preallocated files; `format` has them to the byte, `open` tells the torn end from damage
+//!
+//! **The durability contract** stands at the one function of each engine that writes: `RocksDisk::write_synced` and
+//! `SegmentDisk::write_synced`.
 
+mod disk;
 mod engine;
 mod error;
-pub mod keys;
 mod mark;
-mod open;
 mod options;
 mod read;
+mod rocks;
+mod segment;
 mod stats;
 mod tail;
-pub mod wal;
-mod warm;
 mod writer;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
-pub use engine::RocksLog;
 pub use error::LogError;
 #[doc(hidden)]
 pub use options::SkipSync;
-pub use options::{LogOptions, OnFatal};
+pub use options::{EngineKind, LogOptions, OnFatal};
+pub use rocks::{RocksLog, keys, wal};
+pub use segment::SegmentLog;
 pub use stats::{LogStats, SYNC_US_BOUNDS};
 
 /// One encoded Raft entry; the log does not look into it.

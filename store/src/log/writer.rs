@@ -1,13 +1,12 @@
-//! The queue and the one thread that writes: group commit, and the durability contract.
+//! The queue and the one thread that writes: group commit.
 //!
 //! It owns the order of everything that reaches the log's disk. Callers push operations under one lock; the
-//! writer takes all that is queued (bounded by bytes), turns it into one `WriteBatch` in the same order,
-//! writes and syncs it once, and only then calls the waiters, in order. While it is at the disk, callers push
-//! and read freely.
+//! writer takes all that is queued (bounded by bytes), hands it to its [`Disk`] as one synced write in the same
+//! order, and only then calls the waiters, in order. While it is at the disk, callers push and read freely.
 //!
-//! It never retries, never reorders, and never lets an unsynced record stand between two synced ones in the
-//! write-ahead log: purges and committed marks wait for a synced write to ride on, because
-//! [`super::wal::check`] relies on at most one unsynced record.
+//! It never retries, never reorders, and never lets an unsynced write stand between two synced ones: purges and
+//! committed marks wait for a synced write to ride on, because what tells a torn end from damage at open relies on
+//! at most one unsynced write.
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicUsize;
@@ -16,10 +15,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use rocksdb::{DB, WriteBatch, WriteOptions};
 
-use super::keys::{self, Kind};
-use super::mark::Mark;
+use super::disk::{Disk, DiskReader};
 use super::tail::OpNumber;
 use super::{Done, LogError, LogOptions, LogRecord, LogStats, OnFatal, SkipSync};
 
@@ -51,10 +48,10 @@ impl Op {
 }
 
 /// What the handles, the readers and the writer share.
-pub(super) struct Core {
+pub(super) struct Core<R> {
     pub(super) dir: PathBuf,
     pub(super) options: LogOptions,
-    pub(super) db: DB,
+    pub(super) reader: R,
     pub(super) state: Mutex<State>,
     /// Something was queued, or the log was closed.
     pub(super) queued: Condvar,
@@ -64,7 +61,7 @@ pub(super) struct Core {
     pub(super) stats: Arc<LogStats>,
 }
 
-impl Core {
+impl<R: DiskReader> Core<R> {
     /// The lock is only ever held for a few memory operations; a panic of another holder changes nothing
     /// about the state, which is whole between statements.
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
@@ -73,17 +70,14 @@ impl Core {
 }
 
 /// The writer thread.
-pub(super) struct Writer {
-    core: Arc<Core>,
+pub(super) struct Writer<D: Disk> {
+    core: Arc<Core<D::Reader>>,
     on_fatal: OnFatal,
-    mark: Mark,
+    disk: D,
     /// Purge and committed mark that wait for a synced write, in order, at most one of each.
     lazy: Vec<Op>,
     /// Since when they wait.
     lazy_since: Option<Instant>,
-    synced: WriteOptions,
-    unsynced: WriteOptions,
-    scratch: Vec<u8>,
 }
 
 /// What one turn brought: operations in order, and the number of the last one.
@@ -101,18 +95,9 @@ struct Contents {
     sync: bool,
 }
 
-impl Writer {
-    pub(super) fn new(core: Arc<Core>, on_fatal: OnFatal, mark: Mark) -> Self {
-        Self {
-            core,
-            on_fatal,
-            mark,
-            lazy: Vec::new(),
-            lazy_since: None,
-            synced: LogOptions::synced(),
-            unsynced: LogOptions::unsynced(),
-            scratch: Vec::new(),
-        }
+impl<D: Disk> Writer<D> {
+    pub(super) fn new(core: Arc<Core<D::Reader>>, on_fatal: OnFatal, disk: D) -> Self {
+        Self { core, on_fatal, disk, lazy: Vec::new(), lazy_since: None }
     }
 
     /// Writes until the log is closed and its queue is empty, or until the first failure. A waiter that
@@ -134,34 +119,16 @@ impl Writer {
             let mut all = std::mem::take(&mut self.lazy);
             self.lazy_since = None;
             all.append(&mut ops);
-            let (batch, contents) = self.batch(&all);
+            let contents = self.contents(&all);
             #[expect(clippy::disallowed_methods, reason = "how long the disk takes, for metrics only")]
             let began = Instant::now();
-            if let Err(error) = self.write_synced(batch, contents.sync) {
+            if let Err(error) = self.disk.write(&all, contents.sync) {
                 self.fail(&error, all);
                 return;
             }
             self.core.stats.synced(began.elapsed(), contents.ops, contents.records, contents.bytes);
             self.release(all, last);
         }
-    }
-
-    /// **The durability contract, and the only place in the log that writes.** When this returns `Ok`, every
-    /// operation in `batch`, and all written before it, survives the loss of power: RocksDB has appended the
-    /// batch to its write-ahead log as one record, has synced that file (and, for a new file, its folder), and
-    /// `wal::check` will refuse a log in which it is missing. No waiter may be called, and no vote, append or
-    /// truncation be reported to Raft, on any other ground. RocksDB's default options do not sync; the options
-    /// used here do. When this returns an error nobody knows what is on disk: it is never tried again.
-    ///
-    /// `sync` is false only in the tests that must see the loss (`SkipSync`).
-    fn write_synced(&mut self, batch: WriteBatch, sync: bool) -> Result<(), LogError> {
-        if !sync || is_seeded(SeededBug::LogSyncOff) {
-            return self.core.db.write_opt(batch, &self.unsynced).map_err(LogError::Write);
-        }
-        self.core.db.write_opt(batch, &self.synced).map_err(LogError::Write)?;
-        // Deliberately not synced: a lower bound of what is, see `mark`.
-        self.mark.note(self.core.db.latest_sequence_number());
-        Ok(())
     }
 
     /// Waits for operations and takes what there is, up to the bound of bytes. Empty when what was postponed
@@ -217,60 +184,28 @@ impl Writer {
         }
     }
 
-    /// One batch of all of `ops`, in their order: a range deleted and then written again holds what was
-    /// written, because RocksDB numbers the operations of a batch in order.
-    fn batch(&mut self, ops: &[Op]) -> (WriteBatch, Contents) {
-        let group = self.core.options.group;
-        let bytes = ops.iter().map(Op::bytes).sum::<usize>();
-        let mut batch = WriteBatch::with_capacity_bytes(bytes + 64 * ops.len() + 4096);
+    /// What `ops` are made of, and whether they are synced (always, but for the tests that must see the loss).
+    fn contents(&self, ops: &[Op]) -> Contents {
         let mut contents = Contents::default();
-        let mut waited_for = 0;
         let mut unsynced = 0;
-        let scratch = &mut self.scratch;
-        let mut put = |batch: &mut WriteBatch, key: keys::Key, body: &[&[u8]]| {
-            keys::value_into(scratch, &key, body);
-            batch.put(key, &*scratch);
-        };
         for op in ops {
             let skipped = match op {
-                Op::Append { records, bytes, begins, .. } => {
-                    if *begins && let Some(first) = records.first() {
-                        put(&mut batch, keys::key(group, Kind::Begin, 0), &[&first.index.to_le_bytes()]);
-                    }
-                    for record in records {
-                        put(&mut batch, keys::record(group, record.index), &[&record.bytes]);
-                    }
+                Op::Append { records, bytes, .. } => {
                     contents.records += records.len() as u64;
                     contents.bytes += *bytes as u64;
                     SkipSync::Append
                 }
-                Op::Vote { vote, .. } => {
-                    put(&mut batch, keys::key(group, Kind::Vote, 0), &[vote]);
-                    SkipSync::Vote
-                }
-                Op::Truncate { from, .. } => {
-                    batch.delete_range(keys::record(group, *from), keys::records_end(group));
-                    SkipSync::Truncate
-                }
-                Op::Purge { from, to, log_id } => {
-                    batch.delete_range(keys::record(group, *from), keys::record(group, to.saturating_add(1)));
-                    put(&mut batch, keys::key(group, Kind::Purged, 0), &[&to.to_le_bytes(), log_id]);
-                    SkipSync::Nothing
-                }
-                Op::Committed(committed) => {
-                    put(&mut batch, keys::key(group, Kind::Committed, 0), &[committed]);
-                    SkipSync::Nothing
-                }
+                Op::Vote { .. } => SkipSync::Vote,
+                Op::Truncate { .. } => SkipSync::Truncate,
+                Op::Purge { .. } | Op::Committed(_) => continue,
             };
-            if op.is_waited_for() {
-                waited_for += 1;
-                let is_seeded = skipped == SkipSync::Vote && is_seeded(SeededBug::VoteUnsynced);
-                unsynced += u64::from(skipped == self.core.options.skip_sync || is_seeded);
-            }
+            contents.ops += 1;
+            let is_seeded = skipped == SkipSync::Vote && is_seeded(SeededBug::VoteUnsynced);
+            unsynced += u64::from(skipped == self.core.options.skip_sync || is_seeded);
         }
-        contents.ops = waited_for;
-        contents.sync = unsynced == 0 || unsynced < waited_for;
-        (batch, contents)
+        let is_left_out = unsynced > 0 && unsynced == contents.ops;
+        contents.sync = !is_left_out && !is_seeded(SeededBug::LogSyncOff);
+        contents
     }
 
     /// The operations up to `last` are on disk: lets go of them and calls the waiters, in order.

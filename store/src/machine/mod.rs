@@ -267,6 +267,7 @@ impl<S: RowStore> Machine<S> {
         effects: &mut dyn EffectSink,
     ) -> Result<(), MachineError> {
         self.advance_to(entry)?;
+        self.rows.count_entry(batch.log_bytes());
         self.next_number = u32::try_from(batch.commands.len().min(COMMANDS_MAX)).unwrap_or(u32::MAX);
         self.retained_budget = timers::STEP_ROWS;
         self.share_budget = timers::STEP_ROWS;

@@ -231,7 +231,7 @@ impl<S: RowStore> Machine<S> {
     /// its own, because the original may be settled and gone.
     pub(super) fn copy_for(
         &mut self,
-        retained: Message,
+        retained: &Message,
         recipients: Vec<Addressed>,
         reserved: Reserved<'_>,
         fx: &mut dyn EffectSink,
@@ -246,7 +246,7 @@ impl<S: RowStore> Machine<S> {
             }
             return Ok(());
         }
-        let message = Arc::new(Message { position: self.own_position(), ..retained });
+        let message = Arc::new(Message { position: self.own_position(), ..retained.clone() });
         if !queued.is_empty() {
             let outgoing = Outgoing::new(message.clone())?;
             let mut kept: Vec<Addressed> = Vec::with_capacity(queued.len());

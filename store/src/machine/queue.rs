@@ -7,16 +7,14 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use bytes::Bytes;
-
 use crate::command::{Ack, AckKind, SessionRef, Settle};
 use crate::effect::{Delivery, Effect, EffectSink, Outcome};
 use crate::ids::{Epoch, Incarnation, Position, QoS, QueueSeq, SessionId, ShareId};
 use crate::message::SharedMessage;
 use crate::rows::key::{self, RowKind};
 use crate::rows::share::WaitingRow;
-use crate::rows::value::{Given, QueueRow, Value as _};
-use crate::rows::{RowRead as _, RowStore};
+use crate::rows::value::{Given, QueueRow};
+use crate::rows::{RowRead as _, RowStore, RowValue};
 use crate::seeded_bug::{SeededBug, is_seeded};
 
 use super::window::WindowRow;
@@ -25,15 +23,15 @@ use super::{Machine, MachineError};
 /// Bytes charged for a queue row beside its message's row. With it the formula is version 1: changing it
 /// changes outcomes, so it takes a new format version.
 const ROW_CHARGE: u32 = 64;
-/// A message on its way into queues, its row encoded once.
+/// A message on its way into queues, and its row.
 pub(super) struct Outgoing {
     pub(super) message: SharedMessage,
-    pub(super) row: Bytes,
+    pub(super) row: RowValue,
 }
 
 impl Outgoing {
     pub(super) fn new(message: SharedMessage) -> Result<Self, MachineError> {
-        let row = message.to_bytes()?;
+        let row = RowValue::message(message.clone())?;
         Ok(Self { message, row })
     }
 
@@ -142,7 +140,7 @@ impl<S: RowStore> Machine<S> {
             session.membership().rows.insert(seq);
         }
         let (owner, epoch) = (session.row.owner, session.row.epoch);
-        self.rows.put_new(key::queue(to.session, seq), row.to_bytes()?);
+        self.rows.put_new(key::queue(to.session, seq), row.to_value());
         self.deliver_to(owner, epoch, to, Some(seq), message, fx);
         Ok(())
     }
@@ -223,9 +221,9 @@ impl<S: RowStore> Machine<S> {
     fn mark_released(&mut self, id: SessionId, row: &WindowRow) -> Result<(), MachineError> {
         let key = key::queue(id, row.seq);
         let released = match row.unidentified() {
-            Some(row) => Some(QueueRow { released: true, ..row }.to_bytes()?),
+            Some(row) => Some(QueueRow { released: true, ..row }.to_value()),
             // Its identifiers are in the row only.
-            None => self.rows.get(key.as_bytes())?.map(|bytes| QueueRow::released(&bytes)),
+            None => self.rows.get(key.as_bytes())?.map(|bytes| QueueRow::released(&bytes).into()),
         };
         if let Some(released) = released.filter(|_| !is_seeded(SeededBug::PubrelStateNotPersisted)) {
             self.rows.put(key, released);

@@ -12,10 +12,10 @@ use bytes::Bytes;
 
 use crate::effect::EffectSink;
 use crate::ids::{Position, QoS, SessionId};
-use crate::message::Message;
+use crate::message::{Message, SharedMessage};
 use crate::rows::key;
 use crate::rows::value::{SubscriptionRow, Value as _, shared_identifiers};
-use crate::rows::{RowRead as _, RowStore};
+use crate::rows::{RowRead as _, RowStore, RowValue};
 use crate::seeded_bug::{SeededBug, is_seeded};
 use crate::topic::{TopicFilter, TopicName};
 
@@ -53,7 +53,7 @@ impl<S: RowStore> Machine<S> {
             self.retained_budget -= 1;
             if let Some(message) = self.retained_at(filter.as_str())?.filter(|m| self.is_due(m, until)) {
                 let to = addressed(id, subscription, message.qos);
-                self.copy_for(message, vec![to], Reserved::NONE, fx)?;
+                self.copy_for(&message, vec![to], Reserved::NONE, fx)?;
             }
             return Ok(());
         }
@@ -107,7 +107,7 @@ impl<S: RowStore> Machine<S> {
             };
             if !marked && self.is_due(&message, cursor.until) && cursor.filter.matches(&message.topic) {
                 let to = addressed(cursor.session, cursor.subscription, message.qos);
-                self.copy_for(message, vec![to], Reserved::NONE, fx)?;
+                self.copy_for(&message, vec![to], Reserved::NONE, fx)?;
             }
         }
         let Some(more) = more else { return Ok(true) };
@@ -165,13 +165,13 @@ impl<S: RowStore> Machine<S> {
             }
         }
         match value {
-            Some(value) if !to.is_empty() => self.copy_for(value, to, reserved, fx),
+            Some(value) if !to.is_empty() => self.copy_for(&value, to, reserved, fx),
             _ => Ok(()),
         }
     }
 
     /// Keeps, replaces or removes the retained message of its topic [MQTT-3.3.1-5], [MQTT-3.3.1-6].
-    pub(super) fn retain(&mut self, message: &Message, row: &Bytes) {
+    pub(super) fn retain(&mut self, message: &Message, row: &RowValue) {
         let key = key::retained(message.topic.as_str());
         self.retained_expiry.forget(&message.topic);
         if message.payload.is_empty() {
@@ -210,11 +210,10 @@ impl<S: RowStore> Machine<S> {
         Ok(marked)
     }
 
-    fn retained_at(&self, topic: &str) -> Result<Option<Message>, MachineError> {
+    fn retained_at(&self, topic: &str) -> Result<Option<SharedMessage>, MachineError> {
         let key = key::retained(topic);
         let is_stale = is_seeded(SeededBug::RetainedFromStaleFollower);
-        let bytes = if is_stale { self.rows.store().get(key.as_bytes())? } else { self.rows.get(key.as_bytes())? };
-        Ok(bytes.map(|bytes| Message::read(key.as_bytes(), &bytes)).transpose()?)
+        Ok(if is_stale { self.rows.store().message(key.as_bytes())? } else { self.rows.message(key.as_bytes())? })
     }
 
     fn is_due(&self, message: &Message, until: Position) -> bool {

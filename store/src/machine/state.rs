@@ -6,6 +6,7 @@ use std::num::NonZeroU64;
 use std::sync::Arc;
 
 use crate::effect::{QueuesOverHalf, SessionSummary};
+use crate::id_hasher::IdHasher;
 use crate::ids::{ClusterTime, Incarnation, PacketId, Position, QueueSeq, SessionId};
 use crate::rows::value::{CountersRow, SessionRow};
 use crate::topic::{TopicFilter, TopicName};
@@ -333,28 +334,4 @@ fn hash_of(topic: &TopicName) -> u64 {
     let mut hasher = DefaultHasher::new();
     topic.as_str().hash(&mut hasher);
     hasher.finish()
-}
-
-/// Hashes ids, which are positions in the log: nobody outside chooses them. Both halves of the product count, because
-/// positions of different entries often differ in their upper bits only.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct IdHasher(u64);
-
-impl std::hash::Hasher for IdHasher {
-    fn finish(&self) -> u64 {
-        self.0
-    }
-
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte));
-        }
-    }
-
-    fn write_u64(&mut self, n: u64) {
-        /// The golden ratio: odd, and without a pattern in its bits.
-        const MULTIPLIER: u128 = 0x9e37_79b9_7f4a_7c15;
-        let product = u128::from(self.0 ^ n) * MULTIPLIER;
-        self.0 = (product >> 64) as u64 ^ product as u64;
-    }
 }

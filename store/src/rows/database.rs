@@ -10,6 +10,7 @@ use super::rocks::{RocksReader, RocksRows};
 use super::value::{AppliedRow, Value as _};
 use super::{QueuePage, RowBatch, RowRead, RowStore, RowVisitor, RowsError, digest, page};
 use crate::ids::{QueueSeq, SessionId};
+use crate::message::SharedMessage;
 
 /// What keeps the rows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -26,8 +27,12 @@ pub enum RowsEngine {
 pub struct RowsOptions {
     /// What keeps the rows.
     pub engine: RowsEngine,
-    /// Bytes of one memtable.
+    /// Bytes of one memtable; after so many bytes of log all rows are flushed, so that a crash need not apply more again.
+    /// At twice as many apply waits.
     pub write_buffer_bytes: usize,
+    /// Bytes of rows that are kept before the database sees them; what is removed by then it never sees. At twice as
+    /// many apply waits.
+    pub recent_bytes_max: usize,
     /// Memtables at once (one is written to while others are flushed).
     pub write_buffers_max: i32,
     /// Bytes of the block cache, index and filter blocks included.
@@ -41,6 +46,7 @@ impl Default for RowsOptions {
         Self {
             engine: RowsEngine::Rocks,
             write_buffer_bytes: 32 << 20,
+            recent_bytes_max: 8 << 20,
             write_buffers_max: 3,
             block_cache_bytes: 32 << 20,
             open_files_max: 512,
@@ -171,7 +177,7 @@ impl RowsReader {
         })
     }
 
-    /// Bytes of memtables, table readers and files, for metrics: `(memory, disk)`.
+    /// Bytes of recent rows, memtables, table readers and files, for metrics: `(memory, disk)`.
     #[must_use]
     pub fn size_bytes(&self) -> (u64, u64) {
         match self {
@@ -186,6 +192,10 @@ impl RowRead for RowsReader {
         either!(self, rows => rows.get(key))
     }
 
+    fn message(&self, key: &[u8]) -> Result<Option<SharedMessage>, RowsError> {
+        either!(self, rows => rows.message(key))
+    }
+
     fn scan(&self, from: &[u8], to: &[u8], f: &mut RowVisitor<'_>) -> Result<(), RowsError> {
         either!(self, rows => rows.scan(from, to, f))
     }
@@ -194,6 +204,10 @@ impl RowRead for RowsReader {
 impl RowRead for Rows {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, RowsError> {
         either!(self, rows => rows.get(key))
+    }
+
+    fn message(&self, key: &[u8]) -> Result<Option<SharedMessage>, RowsError> {
+        either!(self, rows => rows.message(key))
     }
 
     fn scan(&self, from: &[u8], to: &[u8], f: &mut RowVisitor<'_>) -> Result<(), RowsError> {

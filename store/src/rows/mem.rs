@@ -49,9 +49,9 @@ impl RowRead for MemRows {
 
 impl RowStore for MemRows {
     fn write(&mut self, rows: RowBatch) -> Result<(), RowsError> {
-        for (key, value) in rows.0 {
-            match value {
-                Some(value) => self.0.insert(key.as_bytes().into(), value),
+        for (key, change) in rows {
+            match change.value() {
+                Some(value) => self.0.insert(key.as_bytes().into(), value.to_bytes()?),
                 None => self.0.remove(key.as_bytes()),
             };
         }

@@ -5,19 +5,26 @@
 //! one atomic batch for each applied run; everybody else only reads.
 
 use std::ops::ControlFlow;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use thiserror::Error;
 
+use self::value::Value as _;
+use crate::codec::CodecError;
 use crate::log::LogError;
+use crate::message::{Message, SharedMessage};
 
+mod changes;
 mod database;
 pub mod key;
 pub mod mem;
 pub(crate) mod overlay;
 pub mod page;
 pub mod plain;
+mod recent;
 pub mod rocks;
+mod row_value;
 pub mod share;
 pub mod value;
 
@@ -25,6 +32,7 @@ pub use database::{Rows, RowsEngine, RowsOptions, RowsReader};
 pub use mem::MemRows;
 pub use page::{QueuePage, QueuedRow};
 pub use rocks::RocksRows;
+pub use row_value::RowValue;
 
 /// Why rows could not be read or written. All of these end the process: nothing is skipped.
 #[derive(Debug, Error)]
@@ -43,6 +51,12 @@ pub enum RowsError {
         /// What is wrong with the value.
         reason: String,
     },
+    /// What was written earlier failed.
+    #[error(transparent)]
+    Earlier(Arc<RowsError>),
+    /// A value that was to be encoded later does not encode.
+    #[error("a row cannot be encoded: {0}")]
+    Encode(#[from] CodecError),
     /// Files could not be reached.
     #[error("the state database at {path} cannot be used: {source}")]
     Io {
@@ -60,6 +74,14 @@ pub trait RowRead {
     /// # Errors
     /// [`RowsError`] when the database fails.
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, RowsError>;
+
+    /// The message at `key`; the very one that was written, if it is still in memory.
+    ///
+    /// # Errors
+    /// [`RowsError`] when the database fails, or when this is no message.
+    fn message(&self, key: &[u8]) -> Result<Option<SharedMessage>, RowsError> {
+        self.get(key)?.map(|bytes| Ok(Arc::new(Message::read(key, &bytes)?))).transpose()
+    }
 
     /// Calls `f` with every row of `from <= key < to`, in key order, until it breaks.
     ///
@@ -80,9 +102,66 @@ pub trait RowStore: RowRead + Send + 'static {
     fn write(&mut self, rows: RowBatch) -> Result<(), RowsError>;
 }
 
-/// Changes that become visible together: key, and the value or `None` to delete, in key order.
+/// What becomes of a row.
+#[derive(Clone, Debug)]
+pub enum Change {
+    /// It is made, and its key was never used before: positions and sequence numbers do not repeat.
+    New(RowValue),
+    /// It is made, or replaced.
+    Put(RowValue),
+    /// It is removed, if it exists.
+    Delete,
+}
+
+impl Change {
+    /// The value, if it stays.
+    #[must_use]
+    pub const fn value(&self) -> Option<&RowValue> {
+        match self {
+            Self::New(value) | Self::Put(value) => Some(value),
+            Self::Delete => None,
+        }
+    }
+}
+
+/// Changes that become visible together.
 #[derive(Debug, Default)]
-pub struct RowBatch(pub Vec<(key::Key, Option<Bytes>)>);
+pub struct RowBatch {
+    changes: changes::Changes,
+    /// About as many bytes as the entries behind them take in the log.
+    log_bytes: usize,
+}
+
+impl RowBatch {
+    /// Rows that are set, or deleted where there is no value, whether they exist or not.
+    #[must_use]
+    pub fn set(rows: impl IntoIterator<Item = (key::Key, Option<Bytes>)>) -> Self {
+        rows.into_iter()
+            .map(|(key, value)| (key, value.map_or(Change::Delete, |value| Change::Put(value.into()))))
+            .collect()
+    }
+}
+
+impl FromIterator<(key::Key, Change)> for RowBatch {
+    fn from_iter<T: IntoIterator<Item = (key::Key, Change)>>(rows: T) -> Self {
+        let mut batch = Self::default();
+        rows.into_iter().for_each(|(key, change)| {
+            batch.log_bytes += change.value().map_or(0, RowValue::len);
+            batch.changes.take(key, change);
+        });
+        batch
+    }
+}
+
+impl IntoIterator for RowBatch {
+    type Item = (key::Key, Change);
+    type IntoIter = Box<dyn Iterator<Item = Self::Item>>;
+
+    /// In no order.
+    fn into_iter(self) -> Self::IntoIter {
+        Box::new(self.changes.into_rows())
+    }
+}
 
 /// Hash of all rows of `store`.
 ///

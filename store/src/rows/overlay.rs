@@ -2,43 +2,25 @@
 //!
 //! A row that is made and removed within one run never reaches the database.
 
-use std::collections::BTreeMap;
-use std::collections::btree_map::Entry;
-use std::ops::{Bound, ControlFlow};
-
 use bytes::Bytes;
 
+use super::changes::Changes;
 use super::key::Key;
-use super::{RowBatch, RowRead, RowStore, RowVisitor, RowsError};
-
-#[derive(Clone, Debug)]
-enum Change {
-    /// The key was not in the database when this run began.
-    New(Bytes),
-    /// It may have been.
-    Put(Bytes),
-    Delete,
-}
-
-impl Change {
-    fn value(&self) -> Option<&Bytes> {
-        match self {
-            Self::New(v) | Self::Put(v) => Some(v),
-            Self::Delete => None,
-        }
-    }
-}
+use super::recent::merge;
+use super::{Change, RowBatch, RowRead, RowStore, RowValue, RowVisitor, RowsError};
+use crate::message::SharedMessage;
 
 /// A store with this run's changes in front.
 #[derive(Debug)]
 pub(crate) struct Overlay<S> {
     store: S,
-    changes: BTreeMap<Key, Change>,
+    changes: Changes,
+    log_bytes: usize,
 }
 
 impl<S: RowStore> Overlay<S> {
     pub(crate) fn new(store: S) -> Self {
-        Self { store, changes: BTreeMap::new() }
+        Self { store, changes: Changes::default(), log_bytes: 0 }
     }
 
     pub(crate) fn store(&self) -> &S {
@@ -46,58 +28,46 @@ impl<S: RowStore> Overlay<S> {
     }
 
     /// Sets a row that may exist.
-    pub(crate) fn put(&mut self, key: Key, value: Bytes) {
-        match self.changes.entry(key) {
-            Entry::Vacant(e) => {
-                e.insert(Change::Put(value));
-            }
-            Entry::Occupied(mut e) => {
-                let change = if matches!(e.get(), Change::New(_)) { Change::New(value) } else { Change::Put(value) };
-                e.insert(change);
-            }
-        }
+    pub(crate) fn put(&mut self, key: Key, value: impl Into<RowValue>) {
+        self.changes.take(key, Change::Put(value.into()));
     }
 
     /// Sets a row whose key has never been used before: positions and sequence numbers do not repeat.
-    pub(crate) fn put_new(&mut self, key: Key, value: Bytes) {
-        let before = self.changes.insert(key, Change::New(value));
-        assert!(before.is_none(), "a key that is new by construction was there");
+    pub(crate) fn put_new(&mut self, key: Key, value: impl Into<RowValue>) {
+        let is_new = self.changes.take(key, Change::New(value.into()));
+        assert!(is_new, "a key that is new by construction was there");
     }
 
     /// Removes a row, whether it exists or not.
     pub(crate) fn delete(&mut self, key: Key) {
-        match self.changes.entry(key) {
-            Entry::Vacant(e) => {
-                e.insert(Change::Delete);
-            }
-            Entry::Occupied(mut e) => {
-                if matches!(e.get(), Change::New(_)) {
-                    e.remove();
-                } else {
-                    e.insert(Change::Delete);
-                }
-            }
-        }
+        self.changes.take(key, Change::Delete);
+    }
+
+    /// The run goes on with an entry of about so many bytes.
+    pub(crate) fn count_entry(&mut self, log_bytes: usize) {
+        self.log_bytes += log_bytes;
     }
 
     /// Writes the run's changes at once and begins the next run.
     pub(crate) fn commit(&mut self) -> Result<(), RowsError> {
-        let rows = std::mem::take(&mut self.changes)
-            .into_iter()
-            .map(|(key, change)| match change {
-                Change::New(value) | Change::Put(value) => (key, Some(value)),
-                Change::Delete => (key, None),
-            })
-            .collect();
-        self.store.write(RowBatch(rows))
+        let next = Changes::like(&self.changes);
+        let changes = std::mem::replace(&mut self.changes, next);
+        self.store.write(RowBatch { changes, log_bytes: std::mem::take(&mut self.log_bytes) })
     }
 }
 
 impl<S: RowStore> RowRead for Overlay<S> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, RowsError> {
         match self.changes.get(key) {
-            Some(change) => Ok(change.value().cloned()),
+            Some(change) => change.value().map(RowValue::to_bytes).transpose(),
             None => self.store.get(key),
+        }
+    }
+
+    fn message(&self, key: &[u8]) -> Result<Option<SharedMessage>, RowsError> {
+        match self.changes.get(key) {
+            Some(change) => change.value().map(|value| value.to_message(key)).transpose(),
+            None => self.store.message(key),
         }
     }
 
@@ -105,39 +75,15 @@ impl<S: RowStore> RowRead for Overlay<S> {
         if from >= to {
             return Ok(());
         }
-        let mut changed = self.changes.range::<[u8], _>((Bound::Included(from), Bound::Excluded(to))).peekable();
-        let mut stopped = false;
-        self.store.scan(from, to, &mut |key, value| {
-            while let Some((k, change)) = changed.next_if(|(k, _)| k.as_bytes() < key) {
-                if let Some(v) = change.value()
-                    && f(k.as_bytes(), v).is_break()
-                {
-                    stopped = true;
-                    return ControlFlow::Break(());
-                }
-            }
-            let flow = match changed.next_if(|(k, _)| k.as_bytes() == key) {
-                Some((_, change)) => change.value().map_or(ControlFlow::Continue(()), |v| f(key, v)),
-                None => f(key, value),
-            };
-            stopped = flow.is_break();
-            flow
-        })?;
-        if !stopped {
-            for (k, change) in changed {
-                if let Some(v) = change.value()
-                    && f(k.as_bytes(), v).is_break()
-                {
-                    break;
-                }
-            }
-        }
-        Ok(())
+        let behind = |f: &mut RowVisitor<'_>| self.store.scan(from, to, f);
+        merge(self.changes.in_range(from, to), Box::new(behind), f)
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
     use super::super::MemRows;
     use super::*;
 

@@ -7,10 +7,10 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::key::{self, RowKind};
-use super::value::{QueueRow, Value as _};
+use super::value::QueueRow;
 use super::{RowRead, RowsError};
 use crate::ids::{QoS, QueueSeq, SessionId};
-use crate::message::{Message, SharedMessage};
+use crate::message::SharedMessage;
 
 /// One queued message.
 #[derive(Clone, Debug)]
@@ -83,8 +83,7 @@ pub fn queue_page(
         page.next = seq.next();
         let message_key = key::of_position(RowKind::Message, row.position);
         // Settled between the two reads: it has vanished, and its message with it.
-        let Some(value) = rows.get(message_key.as_bytes())? else { continue };
-        let message = Message::read(message_key.as_bytes(), &value)?;
+        let Some(message) = rows.message(message_key.as_bytes())? else { continue };
         bytes += message.charge_bytes();
         page.rows.push(QueuedRow {
             seq,
@@ -92,7 +91,7 @@ pub fn queue_page(
             retain: row.retain,
             released: row.released,
             identifiers: row.identifiers,
-            message: Arc::new(message),
+            message,
         });
     }
     Ok(page)

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use xxhash_rust::xxh3::xxh3_64;
 
 use super::key::Key;
-use super::{MemRows, RowBatch, RowRead, RowStore, RowVisitor, RowsError};
+use super::{Change, MemRows, RowBatch, RowRead, RowStore, RowVisitor, RowsError};
 use crate::files::write_atomically;
 
 /// The file in the folder of the rows: for each row the lengths of key and value, u32 LE, then both; at the end
@@ -61,16 +61,16 @@ fn decode(bytes: &[u8]) -> Option<RowBatch> {
     if xxh3_64(rows) != u64::from_le_bytes(*sum) {
         return None;
     }
-    let mut batch = RowBatch::default();
+    let mut batch = Vec::new();
     while !rows.is_empty() {
         let (key, rest) = rows.split_first_chunk::<4>()?;
         let (value, rest) = rest.split_first_chunk::<4>()?;
         let (key, rest) = rest.split_at_checked(u32::from_le_bytes(*key) as usize)?;
         let (value, rest) = rest.split_at_checked(u32::from_le_bytes(*value) as usize)?;
-        batch.0.push((Key::from_encoded(key), Some(Bytes::copy_from_slice(value))));
+        batch.push((Key::from_encoded(key), Change::New(Bytes::copy_from_slice(value).into())));
         rows = rest;
     }
-    Some(batch)
+    Some(batch.into_iter().collect())
 }
 
 impl PlainRows {
@@ -170,7 +170,7 @@ mod tests {
     use super::*;
 
     fn put(rows: &mut PlainRows, key: u8, value: u8) {
-        rows.write(RowBatch(vec![(Key::from_encoded(&[key]), Some(Bytes::from(vec![value])))])).unwrap();
+        rows.write(RowBatch::set([(Key::from_encoded(&[key]), Some(Bytes::from(vec![value])))])).unwrap();
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! Rows in RocksDB.
+//! Rows in RocksDB, behind those that were changed lately ([`super::recent`]).
 //!
 //! **Durability, on purpose the other way round than usual:** writes here are not logged and not synced
 //! (`disable_wal`). A crash falls back to the last flush, and the Raft log, which is fsynced, is replayed
@@ -7,7 +7,9 @@
 //! over two flushes: there is one memtable, and `atomic_flush` keeps it so should column families come.
 
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::thread::{self, JoinHandle};
 
 use bytes::Bytes;
 use rocksdb::checkpoint::Checkpoint;
@@ -16,8 +18,15 @@ use rocksdb::{
     IteratorMode, LruCacheOptions, Options, ReadOptions, WriteBatch, WriteOptions,
 };
 
-use super::{RowBatch, RowRead, RowStore, RowVisitor, RowsError, RowsOptions};
+use super::changes::Changes;
+use super::key::Key;
+use super::recent::{Front, Recent};
+use super::{RowBatch, RowRead, RowStore, RowValue, RowVisitor, RowsError, RowsOptions};
 use crate::log::wal::trim_manifest;
+use crate::message::SharedMessage;
+
+/// Changes that a scan copies at a time, while nobody else reads or writes rows.
+const SCAN_COPIES_MAX: usize = 256;
 
 /// A piece of an index or filter.
 const METADATA_BLOCK_BYTES: usize = 4096;
@@ -63,25 +72,85 @@ fn database_options(options: &RowsOptions) -> Options {
     o
 }
 
+struct Shared {
+    database: DB,
+    recent: Mutex<Recent>,
+    /// Held by who writes what is frozen: one at a time.
+    writing: Mutex<()>,
+}
+
+impl Shared {
+    fn recent(&self) -> MutexGuard<'_, Recent> {
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes all that has gathered to the database. Rows are read and written meanwhile.
+    fn write_back(&self) -> Result<(), RowsError> {
+        let _one_at_a_time = self.writing.lock().unwrap_or_else(PoisonError::into_inner);
+        let frozen = {
+            let mut recent = self.recent();
+            if let Some(error) = recent.failed.clone() {
+                return Err(RowsError::Earlier(error));
+            }
+            let Some(frozen) = recent.freeze() else { return Ok(()) };
+            frozen
+        };
+        let written = self.write(&frozen);
+        let mut recent = self.recent();
+        match written {
+            Ok(()) => {
+                recent.frozen = None;
+                Ok(())
+            }
+            // It stays frozen: who reads still sees it, and who writes next hears of it.
+            Err(error) => Err(RowsError::Earlier(recent.failed.insert(Arc::new(error)).clone())),
+        }
+    }
+
+    fn write(&self, changes: &Changes) -> Result<(), RowsError> {
+        let mut batch = WriteBatch::default();
+        for (key, change) in changes.in_order() {
+            match change.value() {
+                Some(value) => batch.put(key.as_bytes(), value.encoded()?),
+                None => batch.delete(key.as_bytes()),
+            }
+        }
+        let mut options = WriteOptions::default();
+        options.disable_wal(true);
+        Ok(self.database.write_opt(batch, &options)?)
+    }
+
+    /// Writes memtables to files and waits; then what was applied is on disk.
+    fn flush(&self) -> Result<(), RowsError> {
+        self.recent().unflushed_bytes = 0;
+        self.write_back()?;
+        let mut options = FlushOptions::default();
+        options.set_wait(true);
+        Ok(self.database.flush_opt(&options)?)
+    }
+}
+
 /// Reads the applied rows from any thread.
 #[derive(Clone)]
-pub struct RocksReader(Arc<DB>);
+pub struct RocksReader(Arc<Shared>);
 
 impl std::fmt::Debug for RocksReader {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_tuple("RocksReader").field(&self.0.path()).finish()
+        f.debug_tuple("RocksReader").field(&self.0.database.path()).finish()
     }
 }
 
 impl RocksReader {
+    fn new(database: DB) -> Self {
+        Self(Arc::new(Shared { database, recent: Mutex::default(), writing: Mutex::default() }))
+    }
+
     /// Writes memtables to files and waits; then what was applied is on disk.
     ///
     /// # Errors
     /// [`RowsError`] when the disk refuses.
     pub fn flush(&self) -> Result<(), RowsError> {
-        let mut options = FlushOptions::default();
-        options.set_wait(true);
-        Ok(self.0.flush_opt(&options)?)
+        self.0.flush()
     }
 
     /// Makes a checkpoint in `to`, a folder that does not exist yet on the same file system: all that is
@@ -92,22 +161,34 @@ impl RocksReader {
     pub fn checkpoint(&self, to: &Path) -> Result<(), RowsError> {
         // There is no WAL, so that whatever its size (0) says, a checkpoint has to flush first.
         self.flush()?;
-        Ok(Checkpoint::new(self.0.as_ref())?.create_checkpoint_with_log_size(to, 0)?)
+        Ok(Checkpoint::new(&self.0.database)?.create_checkpoint_with_log_size(to, 0)?)
+    }
+
+    /// Encoded, if it has to be, by the caller: behind the lock.
+    fn value(&self, key: &[u8]) -> Result<Option<RowValue>, RowsError> {
+        let recent = self.0.recent().get(key).map(|change| change.value().cloned());
+        match recent {
+            Some(value) => Ok(value),
+            None => Ok(self.0.database.get_pinned(key)?.map(|v| Bytes::copy_from_slice(&v).into())),
+        }
     }
 
     /// The rows of this moment.
     pub(super) fn frozen(&self) -> impl RowRead {
-        Frozen(self.0.snapshot())
+        let recent = self.0.recent();
+        Frozen {
+            gathering: recent.gathering.clone(),
+            frozen: recent.frozen.clone(),
+            behind: self.0.database.snapshot(),
+        }
     }
 
-    /// Bytes of memtables, table readers and files, for metrics: `(memory, disk)`.
+    /// Bytes of recent rows, memtables, table readers and files, for metrics: `(memory, disk)`.
     #[must_use]
     pub fn size_bytes(&self) -> (u64, u64) {
-        let property = |name| self.0.property_int_value(name).ok().flatten().unwrap_or_default();
-        (
-            property("rocksdb.cur-size-all-mem-tables") + property("rocksdb.estimate-table-readers-mem"),
-            property("rocksdb.live-sst-files-size"),
-        )
+        let property = |name| self.0.database.property_int_value(name).ok().flatten().unwrap_or_default();
+        let tables = property("rocksdb.cur-size-all-mem-tables") + property("rocksdb.estimate-table-readers-mem");
+        (self.0.recent().bytes() as u64 + tables, property("rocksdb.live-sst-files-size"))
     }
 }
 
@@ -131,26 +212,110 @@ fn until(to: &[u8]) -> ReadOptions {
 
 impl RowRead for RocksReader {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, RowsError> {
-        Ok(self.0.get_pinned(key)?.map(|v| Bytes::copy_from_slice(&v)))
+        self.value(key)?.map(|value| value.to_bytes()).transpose()
     }
 
+    fn message(&self, key: &[u8]) -> Result<Option<SharedMessage>, RowsError> {
+        self.value(key)?.map(|value| value.to_message(key)).transpose()
+    }
+
+    /// In pieces, each of one moment: rows that change meanwhile may be seen as they were or as they are.
     fn scan(&self, from: &[u8], to: &[u8], f: &mut RowVisitor<'_>) -> Result<(), RowsError> {
-        scan(self.0.raw_iterator_opt(until(to)), from, f)
+        let mut from = Key::from_encoded(from);
+        let mut is_over = false;
+        while !is_over {
+            let (front, end, behind) = {
+                // The iterator is made under the lock: what is written back meanwhile is in one of the three.
+                let recent = self.0.recent();
+                let (gathering, more) = recent.gathering.some_in_range(from.as_bytes(), to, SCAN_COPIES_MAX);
+                let end = more.unwrap_or_else(|| Key::from_encoded(to));
+                let behind = self.0.database.raw_iterator_opt(until(end.as_bytes()));
+                (Front::new(gathering, recent.frozen.clone()), end, behind)
+            };
+            is_over = end.as_bytes() == to;
+            let mut visit = |key: &[u8], value: &[u8]| {
+                let flow = f(key, value);
+                is_over |= flow.is_break();
+                flow
+            };
+            let first = from.as_bytes();
+            front.scan(first, end.as_bytes(), |f| scan(behind, first, f), &mut visit)?;
+            from = end;
+        }
+        Ok(())
     }
 }
 
 /// The rows of one moment.
-struct Frozen<'a>(rocksdb::Snapshot<'a>);
+struct Frozen<'a> {
+    gathering: Changes,
+    frozen: Option<Arc<Changes>>,
+    behind: rocksdb::Snapshot<'a>,
+}
 
 impl RowRead for Frozen<'_> {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, RowsError> {
-        Ok(self.0.get_pinned(key)?.map(|v| Bytes::copy_from_slice(&v)))
+        let frozen = || self.frozen.as_ref()?.get(key);
+        match self.gathering.get(key).or_else(frozen) {
+            Some(change) => change.value().map(RowValue::to_bytes).transpose(),
+            None => Ok(self.behind.get_pinned(key)?.map(|v| Bytes::copy_from_slice(&v))),
+        }
     }
 
     fn scan(&self, from: &[u8], to: &[u8], f: &mut RowVisitor<'_>) -> Result<(), RowsError> {
         let mut options = until(to);
         options.fill_cache(false);
-        scan(self.0.raw_iterator_opt(options), from, f)
+        let (gathering, _) = self.gathering.some_in_range(from, to, usize::MAX);
+        let front = Front::new(gathering, self.frozen.clone());
+        front.scan(from, to, |f| scan(self.behind.raw_iterator_opt(options), from, f), f)
+    }
+}
+
+/// Writes back and flushes when it is asked to, on a thread of its own, so that apply does not wait for it.
+#[derive(Debug)]
+struct Flusher {
+    /// None: it is told to end.
+    asks: Option<SyncSender<()>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Flusher {
+    fn start(shared: Arc<Shared>, flush_bytes: usize) -> Result<Self, RowsError> {
+        let (asks, asked) = sync_channel(1);
+        let path = shared.database.path().display().to_string();
+        let thread = thread::Builder::new()
+            .name("rows-flush".into())
+            .spawn(move || run_flusher(&shared, flush_bytes, &asked))
+            .map_err(|source| RowsError::Io { path, source })?;
+        Ok(Self { asks: Some(asks), thread: Some(thread) })
+    }
+
+    fn ask(&self) {
+        // One that is asked already looks again.
+        let _ = self.asks.as_ref().map(|asks| asks.try_send(()));
+    }
+}
+
+fn run_flusher(shared: &Shared, flush_bytes: usize, asked: &Receiver<()>) {
+    while asked.recv().is_ok() {
+        let is_due = shared.recent().unflushed_bytes >= flush_bytes;
+        let done = if is_due { shared.flush() } else { shared.write_back() };
+        if let Err(error) = done {
+            shared.recent().failed.get_or_insert_with(|| Arc::new(error));
+            return;
+        }
+    }
+    // As a database does that is closed. If it fails the log has it all.
+    if let Err(error) = shared.write_back() {
+        tracing::warn!(%error, "what changed lately was not written when the rows were closed");
+    }
+}
+
+impl Drop for Flusher {
+    fn drop(&mut self) {
+        // Whoever drops the rows may open their folder again at once.
+        self.asks = None;
+        let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
@@ -158,6 +323,9 @@ impl RowRead for Frozen<'_> {
 #[derive(Debug)]
 pub struct RocksRows {
     reader: RocksReader,
+    flusher: Flusher,
+    recent_bytes_max: usize,
+    flush_bytes: usize,
 }
 
 impl RocksRows {
@@ -169,8 +337,10 @@ impl RocksRows {
         // The torn end of a flush that never returned. What is missing then was not counted on: a snapshot, and
         // with it a purge of the log, comes after its flush.
         trim_manifest(dir)?;
-        let database = DB::open(&database_options(options), dir)?;
-        Ok(Self { reader: RocksReader(Arc::new(database)) })
+        let reader = RocksReader::new(DB::open(&database_options(options), dir)?);
+        let (recent_bytes_max, flush_bytes) = (options.recent_bytes_max, options.write_buffer_bytes);
+        let flusher = Flusher::start(reader.0.clone(), flush_bytes)?;
+        Ok(Self { reader, flusher, recent_bytes_max, flush_bytes })
     }
 
     /// A reader for other threads.
@@ -202,7 +372,7 @@ impl RocksRows {
     pub fn peek(dir: &Path) -> Result<RocksReader, RowsError> {
         let mut options = database_options(&RowsOptions::default());
         options.create_if_missing(false);
-        Ok(RocksReader(Arc::new(DB::open_for_read_only(&options, dir, false)?)))
+        Ok(RocksReader::new(DB::open_for_read_only(&options, dir, false)?))
     }
 
     /// Checks every block of every file against its checksum by reading all rows.
@@ -210,10 +380,11 @@ impl RocksRows {
     /// # Errors
     /// [`RowsError`] names the damaged file.
     pub fn verify(&self) -> Result<(), RowsError> {
+        self.flush()?;
         let mut options = ReadOptions::default();
         options.fill_cache(false);
         options.set_verify_checksums(true);
-        for row in self.reader.0.iterator_opt(IteratorMode::From(&[], Direction::Forward), options) {
+        for row in self.reader.0.database.iterator_opt(IteratorMode::From(&[], Direction::Forward), options) {
             row?;
         }
         Ok(())
@@ -225,6 +396,10 @@ impl RowRead for RocksRows {
         self.reader.get(key)
     }
 
+    fn message(&self, key: &[u8]) -> Result<Option<SharedMessage>, RowsError> {
+        self.reader.message(key)
+    }
+
     fn scan(&self, from: &[u8], to: &[u8], f: &mut RowVisitor<'_>) -> Result<(), RowsError> {
         self.reader.scan(from, to, f)
     }
@@ -232,28 +407,42 @@ impl RowRead for RocksRows {
 
 impl RowStore for RocksRows {
     fn write(&mut self, rows: RowBatch) -> Result<(), RowsError> {
-        let mut batch = WriteBatch::default();
-        for (key, value) in rows.0 {
-            match value {
-                Some(value) => batch.put(key, value),
-                None => batch.delete(key),
+        let shared = &self.reader.0;
+        let (gathered, unflushed) = {
+            let mut recent = shared.recent();
+            if let Some(error) = recent.failed.clone() {
+                return Err(RowsError::Earlier(error));
             }
+            recent.unflushed_bytes += rows.log_bytes;
+            recent.gathering.take_all(rows.changes);
+            (recent.gathering.bytes(), recent.unflushed_bytes)
+        };
+        // The flusher cannot keep up: now apply waits for the disk, as it must somewhere.
+        if unflushed >= 2 * self.flush_bytes {
+            return shared.flush();
         }
-        let mut options = WriteOptions::default();
-        options.disable_wal(true);
-        Ok(self.reader.0.write_opt(batch, &options)?)
+        if gathered >= 2 * self.recent_bytes_max {
+            return shared.write_back();
+        }
+        if gathered >= self.recent_bytes_max || unflushed >= self.flush_bytes {
+            self.flusher.ask();
+        }
+        Ok(())
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use std::ops::ControlFlow;
+
     use super::super::key::{self, RowKind};
+    use super::super::{Change, MemRows, digest};
     use super::*;
     use crate::ids::Position;
 
     fn one(k: u8, v: Option<u8>) -> RowBatch {
         let key = key::of_position(RowKind::Message, Position::new(u64::from(k), 0));
-        RowBatch(vec![(key, v.map(|v| Bytes::copy_from_slice(&[v])))])
+        RowBatch::set([(key, v.map(|v| Bytes::copy_from_slice(&[v])))])
     }
 
     fn get(rows: &impl RowRead, k: u8) -> Option<u8> {
@@ -284,5 +473,107 @@ mod tests {
         assert_eq!((get(&copy, 1), get(&copy, 2)), (Some(1), Some(2)));
         copy.verify().unwrap();
         assert_eq!(get(&rows.reader(), 1), None);
+    }
+
+    fn small() -> RowsOptions {
+        RowsOptions { recent_bytes_max: 2_000, write_buffer_bytes: 3_000, ..RowsOptions::default() }
+    }
+
+    fn all(rows: &impl RowRead, from: u64, max: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
+        let (from, to) = (key_of(from), [0xff; 4]);
+        let mut seen = Vec::new();
+        rows.scan(from.as_bytes(), &to, &mut |key, value| {
+            seen.push((key.to_vec(), value.to_vec()));
+            if seen.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
+        })
+        .unwrap();
+        seen
+    }
+
+    fn key_of(k: u64) -> Key {
+        key::of_position(RowKind::Message, Position::new(k, 0))
+    }
+
+    /// A run: rows come, some of an earlier one go, one is written each time.
+    fn run(n: u64) -> RowBatch {
+        let value = |n: u64| RowValue::from(Bytes::copy_from_slice(&n.to_be_bytes()));
+        let mut rows = vec![(key_of(0), Change::Put(value(n)))];
+        rows.extend((0..n % 5).map(|k| (key_of(10 * n + k), Change::New(value(n)))));
+        let before = n.saturating_sub(if n.is_multiple_of(3) { 1 } else { 40 });
+        let gone = (1..5).filter(|k| n > before && (n + k).is_multiple_of(2));
+        rows.extend(gone.map(|k| (key_of(10 * before + k), Change::Delete)));
+        rows.into_iter().collect()
+    }
+
+    #[test]
+    fn rows_are_the_same_wherever_they_lie() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut rows = RocksRows::open(dir.path(), &small()).unwrap();
+        let mut model = MemRows::default();
+        for n in 1..3_000 {
+            rows.write(run(n)).unwrap();
+            model.write(run(n)).unwrap();
+            if n.is_multiple_of(37) {
+                assert_eq!(all(&rows, 0, usize::MAX), all(&model, 0, usize::MAX), "after {n}");
+                assert_eq!(digest(&rows.reader.frozen()).unwrap(), digest(&model).unwrap());
+            }
+            let (from, max) = (n * 7 % (10 * n), 1 + n as usize % 300);
+            assert_eq!(all(&rows, from, max), all(&model, from, max), "after {n}");
+            assert_eq!(rows.get(key_of(from).as_bytes()).unwrap(), model.get(key_of(from).as_bytes()).unwrap());
+        }
+        rows.verify().unwrap();
+    }
+
+    /// The first row says how far the others must be.
+    #[test]
+    fn who_reads_meanwhile_or_after_a_crash_sees_the_state_after_some_run() {
+        let dir = tempfile::tempdir().unwrap();
+        let live = dir.path().join("live");
+        let mut rows = RocksRows::open(&live, &small()).unwrap();
+        let is_whole = |rows: &RocksReader| {
+            let frozen = rows.frozen();
+            let until =
+                frozen.get(key_of(0).as_bytes()).unwrap().map_or(0, |v| u64::from_be_bytes(v[..].try_into().unwrap()));
+            let mut model = MemRows::default();
+            (1..=until).for_each(|n| model.write(run(n)).unwrap());
+            assert_eq!(all(&frozen, 0, usize::MAX), all(&model, 0, usize::MAX), "after {until}");
+            until
+        };
+        let (reader, stop) = (rows.reader(), std::sync::atomic::AtomicBool::new(false));
+        thread::scope(|scope| {
+            let reading = scope.spawn(|| {
+                let mut times = 0;
+                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
+                    is_whole(&reader);
+                    times += 1;
+                }
+                times
+            });
+            for n in 1..2_000 {
+                rows.write(run(n)).unwrap();
+                if n.is_multiple_of(250) {
+                    let crashed = dir.path().join(format!("crashed{n}"));
+                    rows.checkpoint_without_flush(&crashed);
+                    let after = RocksRows::open(&crashed.join("c"), &small()).unwrap();
+                    assert!(is_whole(&after.reader) <= n);
+                }
+            }
+            stop.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(reading.join().unwrap() > 0);
+        });
+        rows.flush().unwrap();
+        assert_eq!(is_whole(&RocksRows::peek(&live).unwrap()), 1_999);
+    }
+
+    impl RocksRows {
+        /// What a crash would leave, whatever the flusher is at.
+        fn checkpoint_without_flush(&self, to: &Path) {
+            let _no_write_back = self.reader.0.writing.lock().unwrap();
+            std::fs::create_dir(to).unwrap();
+            Checkpoint::new(&self.reader.0.database)
+                .unwrap()
+                .create_checkpoint_with_log_size(to.join("c"), u64::MAX)
+                .unwrap();
+        }
     }
 }

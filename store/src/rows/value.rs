@@ -22,7 +22,7 @@ use std::sync::{Arc, LazyLock};
 use bincode::{Decode, Encode};
 use bytes::{BufMut, Bytes, BytesMut};
 
-use super::{RowsError, key};
+use super::{RowValue, RowsError, key};
 use crate::access::{AclRule, User};
 use crate::codec::{self, Enveloped, Kind, Payload, PayloadSource};
 use crate::command::{NodeInfo, Setting, ShareStrategy, SubscribeOptions, Will};
@@ -354,9 +354,19 @@ pub(crate) fn shared_identifiers(identifiers: impl ExactSizeIterator<Item = u32>
     if identifiers.len() == 0 { no_identifiers() } else { identifiers.collect() }
 }
 
-impl Value for QueueRow {
-    fn to_bytes(&self) -> Result<Bytes, codec::CodecError> {
-        let mut out = BytesMut::with_capacity(QUEUE_ROW_LEN + 17 + 4 * self.identifiers.len());
+impl QueueRow {
+    fn encoded_len(&self) -> usize {
+        let expiry = if self.expires_at.is_some() { 8 } else { 0 };
+        let given = if self.given.is_some() { 9 } else { 0 };
+        QUEUE_ROW_LEN + expiry + given + 4 * self.identifiers.len()
+    }
+
+    /// As it is written: of most rows in place.
+    pub(crate) fn to_value(&self) -> RowValue {
+        RowValue::written(self.encoded_len(), |room| self.write(room))
+    }
+
+    fn write(&self, mut out: &mut [u8]) {
         let flag = |is_set, flag| if is_set { flag } else { 0 };
         out.put_u8(FIXED_VERSION);
         out.put_u8(
@@ -379,11 +389,6 @@ impl Value for QueueRow {
         for identifier in self.identifiers.iter() {
             out.put_u32_le(*identifier);
         }
-        Ok(out.freeze())
-    }
-
-    fn from_bytes(bytes: &Bytes) -> Result<Self, String> {
-        Self::from_slice(bytes)
     }
 }
 
@@ -561,10 +566,10 @@ mod tests {
                 given,
                 identifiers: identifiers.into(),
             };
-            let bytes = row.to_bytes().unwrap();
-            assert_eq!(QueueRow::from_bytes(&bytes).unwrap(), row);
+            let bytes = row.to_value().to_bytes().unwrap();
+            assert_eq!(QueueRow::from_slice(&bytes).unwrap(), row);
             let released = QueueRow { released: true, ..row };
-            assert_eq!(QueueRow::released(&bytes), released.to_bytes().unwrap());
+            assert_eq!(QueueRow::released(&bytes), released.to_value().to_bytes().unwrap());
         }
         let counters = CountersRow {
             next_seq: QueueSeq(9),
@@ -583,12 +588,12 @@ mod tests {
 
     #[test]
     fn cut_or_foreign_bytes_are_refused() {
-        let row = QueueRow::from_bytes(&Bytes::from_static(&[1; 13]));
+        let row = QueueRow::from_slice(&Bytes::from_static(&[1; 13]));
         assert!(row.is_err());
-        assert!(QueueRow::from_bytes(&Bytes::from_static(&[1; 15])).is_err());
-        assert!(QueueRow::from_bytes(&Bytes::from_static(&[2; 14])).is_err());
-        assert!(QueueRow::from_bytes(&Bytes::from_static(&[1, 0x21, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])).is_err());
-        assert!(QueueRow::from_bytes(&Bytes::from_static(&[1, 0x81, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])).is_err());
+        assert!(QueueRow::from_slice(&Bytes::from_static(&[1; 15])).is_err());
+        assert!(QueueRow::from_slice(&Bytes::from_static(&[2; 14])).is_err());
+        assert!(QueueRow::from_slice(&Bytes::from_static(&[1, 0x21, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])).is_err());
+        assert!(QueueRow::from_slice(&Bytes::from_static(&[1, 0x81, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])).is_err());
         assert!(CountersRow::from_bytes(&Bytes::from_static(&[1; 41])).is_err());
         assert!(NumberRow::from_bytes(&Bytes::from_static(&[1; 7])).is_err());
     }

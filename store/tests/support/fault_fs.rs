@@ -71,6 +71,16 @@ impl FaultDisk {
         self.disk.fail_sync_of(suffix).unwrap();
     }
 
+    /// Room for so many bytes more than there are.
+    pub fn leave_room(&self, bytes: u64) {
+        self.disk.leave_room(bytes).unwrap();
+    }
+
+    /// No trouble from now on.
+    pub fn no_trouble(&self) {
+        self.disk.no_trouble().unwrap();
+    }
+
     /// The power is back, with a fresh kernel cache. Nothing may have a file of it open any more.
     pub fn restart(&mut self, cut: Cut) {
         self.disk.restart(cut).unwrap();

@@ -75,14 +75,15 @@ impl RowRead for CountingRows {
 
 impl RowStore for CountingRows {
     fn write(&mut self, rows: RowBatch) -> Result<(), RowsError> {
-        self.counter.add(rows.0.len() as u64);
-        for (key, value) in &rows.0 {
-            if value.is_some() {
+        let rows: Vec<_> = rows.into_iter().collect();
+        self.counter.add(rows.len() as u64);
+        for (key, change) in &rows {
+            if change.value().is_some() {
                 self.deleted.remove(key.as_bytes());
             } else if self.rows.get(key.as_bytes())?.is_some() {
                 self.deleted.insert(key.as_bytes().into());
             }
         }
-        self.rows.write(rows)
+        self.rows.write(rows.into_iter().collect())
     }
 }

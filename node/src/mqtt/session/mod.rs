@@ -18,6 +18,7 @@ mod inbound;
 mod memory;
 mod offer;
 mod outbox;
+mod paging;
 mod rate;
 mod requests;
 #[cfg(test)]
@@ -43,8 +44,8 @@ use super::strict::Reject;
 use super::sys::SysAsk;
 pub use close::Ending;
 pub use connect::Admission;
-pub use outbox::PageWanted;
 use outbox::{Link, Outbox};
+pub use paging::PageWanted;
 use rate::Rate;
 use requests::{Pending, Wait};
 

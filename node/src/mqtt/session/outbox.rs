@@ -22,6 +22,7 @@ use quorate_store::seeded_bug::{SeededBug, is_seeded};
 
 use super::aliases::Aliases;
 use super::memory::Memory;
+use super::paging::{Asked, PageWanted};
 use super::{Now, Output};
 use crate::mqtt::options::{DELIVERY_OVERHEAD_BYTES, MqttOptions, READY_ROWS_MAX};
 use crate::mqtt::packet::{Delivered, Outgoing, Version};
@@ -32,8 +33,6 @@ use crate::mqtt::wire;
 const IDENTIFIERS: u64 = 65_535;
 /// With fewer rows ready than this, the next page is asked for: early enough that it is there in time.
 const READY_ROWS_LOW: usize = 128;
-/// Rows that went while a page is read and are remembered one by one.
-const WITHDRAWN_ROWS_MAX: usize = 1024;
 
 /// Where the queue stands when a connection begins.
 #[derive(Clone, Copy, Debug)]
@@ -81,6 +80,15 @@ impl Ready {
     }
 }
 
+/// Why a row is passed over, as if it had been sent and completed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Skipped {
+    /// [MQTT-3.3.2-5]
+    Expired,
+    /// Above the client's Maximum Packet Size [MQTT-3.1.2-25].
+    TooLarge,
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     /// PUBLISH was sent.
@@ -98,42 +106,6 @@ struct InFlight {
     position: Position,
     qos: QoS,
     phase: Phase,
-}
-
-/// A page that was asked for.
-#[derive(Debug)]
-struct Asked {
-    from: QueueSeq,
-    /// What the tail was then: an `end` speaks of rows below it.
-    tail: QueueSeq,
-    /// Rows that went meanwhile: the page may have been read before.
-    withdrawn: Vec<QueueSeq>,
-    /// From here on what went is not remembered one by one: these rows are read again.
-    until: QueueSeq,
-}
-
-impl Asked {
-    fn withdraw(&mut self, seq: QueueSeq) {
-        if seq < self.from {
-            return;
-        }
-        if self.withdrawn.len() < WITHDRAWN_ROWS_MAX {
-            self.withdrawn.push(seq);
-        } else {
-            self.until = self.until.min(seq);
-        }
-    }
-}
-
-/// A page of the queue, please.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageWanted {
-    /// First row.
-    pub from: QueueSeq,
-    /// Most rows.
-    pub rows_max: usize,
-    /// Bytes of messages after which the page ends.
-    pub bytes_max: usize,
 }
 
 /// The client broke the protocol, or its queue overflowed.
@@ -168,6 +140,9 @@ pub(super) struct Outbox {
     in_flight: VecDeque<InFlight>,
     /// How many of them are below the cursor; the others are owed PUBRELs that it has not come to.
     passed: usize,
+    /// Last row that is passed over, expired or too large, and whose end is not applied: nothing goes out behind it.
+    /// Otherwise, were the connection lost before, the next one would send it behind rows that came after it.
+    skipped: Option<QueueSeq>,
     /// Not yet proposed.
     acks: Vec<Ack>,
     /// Proposed and not yet applied, in order.
@@ -196,6 +171,7 @@ impl Outbox {
             live_bytes: 0,
             in_flight: VecDeque::new(),
             passed: 0,
+            skipped: None,
             acks: Vec::new(),
             settling: VecDeque::new(),
             asked: None,
@@ -470,13 +446,21 @@ impl Outbox {
         self.pass(seq);
         let span = self.in_flight.front().filter(|f| f.seq < seq).map_or(0, |f| seq.0 - f.seq.0);
         let is_taken = self.memory.as_ref().is_some_and(|memory| memory.has(seq.packet_id()));
-        if span + 1 >= IDENTIFIERS || is_taken || !self.has_room(out) {
+        if span + 1 >= IDENTIFIERS || is_taken || !self.has_room(out) || self.waits_for_skipped(link, now) {
             return false;
         }
         let Some(ready) = self.ready.pop_front() else { return false };
         self.ready_bytes = self.ready_bytes.saturating_sub(ready.bytes());
         self.send(ready, link, now, out);
         true
+    }
+
+    /// Whether the next row has to wait; one that is passed over, too, has not.
+    fn waits_for_skipped(&self, link: Link<'_>, now: Now) -> bool {
+        let Some(next) = self.ready.front().filter(|_| self.skipped.is_some()) else { return false };
+        let Ready { seq, qos, retain, identifiers, message } = next;
+        let (identifiers, message) = (identifiers.clone(), message.clone());
+        self.prepare(Ready { seq: *seq, qos: *qos, retain: *retain, identifiers, message }, link, now).is_ok()
     }
 
     /// The same for what is not rows.
@@ -511,33 +495,37 @@ impl Outbox {
         }
     }
 
-    fn send(&mut self, ready: Ready, link: Link<'_>, now: Now, out: &mut Output) {
+    /// The PUBLISH of a row, and what it takes; or why there is none.
+    fn prepare(&self, ready: Ready, link: Link<'_>, now: Now) -> Result<(usize, Delivered), Skipped> {
         let Ready { seq, qos, retain, identifiers, message } = ready;
         let dup = seq < self.sent_until && !is_seeded(SeededBug::DupNotSet);
-        let position = message.position;
-        // What may have been sent already goes on until it is acknowledged, expired or not.
         let expiry_s = match expiry_left(&message, now) {
-            None if dup && !is_seeded(SeededBug::SentRowDroppedByExpiry) => Some(Some(1)),
-            left => left,
+            Some(left) => left,
+            // What may have been sent already goes on until it is acknowledged, expired or not.
+            None if dup && !is_seeded(SeededBug::SentRowDroppedByExpiry) => Some(1),
+            None => return Err(Skipped::Expired),
         };
         let id = Some(self.id_of(seq));
-        let delivered =
-            expiry_s.map(|expiry_s| Delivered { dup, qos, retain, id, expiry_s, identifiers, alias: None, message });
-        let is_live = delivered.is_some();
-        match delivered.and_then(|delivered| self.weigh(delivered, link)) {
-            Some((bytes, delivered)) => {
+        let delivered = Delivered { dup, qos, retain, id, expiry_s, identifiers, alias: None, message };
+        self.weigh(delivered, link).ok_or(Skipped::TooLarge)
+    }
+
+    fn send(&mut self, ready: Ready, link: Link<'_>, now: Now, out: &mut Output) {
+        let (seq, qos, position) = (ready.seq, ready.qos, ready.message.position);
+        match self.prepare(ready, link, now) {
+            Ok((bytes, delivered)) => {
                 self.hand_over(bytes, delivered, out);
                 self.enter(InFlight { seq, position, qos, phase: Phase::Sent });
             }
-            None => {
-                if is_live {
-                    out.counts.too_large += 1; // [MQTT-3.1.2-25]: as if it had been sent and completed
-                } else {
-                    out.counts.expired += 1;
+            Err(why) => {
+                match why {
+                    Skipped::Expired => out.counts.expired += 1,
+                    Skipped::TooLarge => out.counts.too_large += 1,
                 }
                 let kind = if qos == QoS::ExactlyOnce { AckKind::PubrecRefused } else { AckKind::Puback };
                 self.enter(InFlight { seq, position, qos, phase: Phase::Settling(kind) });
                 self.acks.push(Ack { seq, position, kind });
+                self.skipped = Some(seq);
             }
         }
         self.cursor = seq.next();
@@ -654,6 +642,8 @@ impl Outbox {
     }
 
     fn apply(&mut self, ack: Ack, out: &mut Output) {
+        // In order: with the last that was passed over all are gone.
+        self.skipped = self.skipped.filter(|skipped| *skipped != ack.seq);
         let Some(i) = self.find_seq(ack.seq) else { return };
         if ack.kind == AckKind::Pubrec {
             if let Some(entry) = self.in_flight.get_mut(i) {
@@ -681,9 +671,8 @@ fn id_of(first: QueueSeq, seq: QueueSeq) -> PacketId {
 #[allow(clippy::option_option)]
 pub(super) fn expiry_left(message: &quorate_store::message::Message, now: Now) -> Option<Option<u32>> {
     let Some(at) = message.expires_at else { return Some(None) };
-    if at <= message.published_at {
-        return None; // an interval of 0, however far the estimate of cluster time is behind
-    }
-    let left_ms = at.0.checked_sub(now.cluster.0).filter(|ms| *ms > 0)?;
+    // This node's estimate of cluster time may be behind the time of the entry; the interval only ever gets shorter.
+    let now = now.cluster.max(message.published_at);
+    let left_ms = at.0.checked_sub(now.0).filter(|ms| *ms > 0)?;
     Some(Some(u32::try_from(left_ms.div_ceil(1000)).unwrap_or(u32::MAX)))
 }

@@ -5,10 +5,10 @@
 
 use crate::effect::EffectSink;
 use crate::ids::{Position, QoS, SessionId, ShareId};
-use crate::message::Message;
+use crate::message::SharedMessage;
 use crate::rows::key::{self, RowKind};
 use crate::rows::share::WaitingRow;
-use crate::rows::value::{Given, Value as _};
+use crate::rows::value::Given;
 use crate::rows::{RowRead as _, RowStore};
 
 use super::super::{Machine, MachineError};
@@ -64,16 +64,13 @@ impl<S: RowStore> Machine<S> {
             return Ok(true);
         }
         let key = key::of_position(RowKind::Message, position);
-        let message = match self.rows.get(key.as_bytes())? {
-            Some(bytes) => Message::read(key.as_bytes(), &bytes)?,
-            None => return Err(missing(&key).into()),
-        };
+        let Some(message) = self.rows.message(key.as_bytes())? else { return Err(missing(&key).into()) };
         let Some(share) = self.shares.get(id) else { return Ok(false) };
         // The publisher may be gone: who is near it does not count any more.
         let asked = Asked { topic: &message.topic, near: None, taken: &|_| 0, needs_room: true };
         let chosen = self.choose(share, &asked).and_then(|to| Some((to, *share.members.get(&to)?)));
         let Some((to, subscription)) = chosen else { return Ok(false) };
-        self.give(id, position, row, (to, subscription), message, fx)?;
+        self.give(id, position, row, (to, subscription), &message, fx)?;
         Ok(true)
     }
 
@@ -83,7 +80,7 @@ impl<S: RowStore> Machine<S> {
         position: Position,
         row: WaitingRow,
         (to, subscription): (SessionId, crate::rows::value::SubscriptionRow),
-        message: Message,
+        message: &SharedMessage,
         fx: &mut dyn EffectSink,
     ) -> Result<(), MachineError> {
         self.remove_waiting(id, position, &row);
@@ -91,13 +88,12 @@ impl<S: RowStore> Machine<S> {
             share.row.turn = to;
         }
         let to = addressed(to, subscription, Given { share: id, qos: row.qos, retain: row.retain });
-        let message = std::sync::Arc::new(message);
         if to.qos == QoS::AtMostOnce {
             self.release_message(position, row.is_shared)?;
-            self.deliver(&to, None, &message, fx);
+            self.deliver(&to, None, message, fx);
             return Ok(());
         }
-        self.append_queued(&to, &message, row.charge, row.is_shared, fx)
+        self.append_queued(&to, message, row.charge, row.is_shared, fx)
     }
 }
 

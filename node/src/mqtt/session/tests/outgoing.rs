@@ -71,9 +71,38 @@ fn what_expired_is_settled_unsent_and_what_is_left_is_counted_down() {
     rig.deliver(Some(2), QoS::AtLeastOnce, message(Some(52_001)));
     rig.deliver(None, QoS::AtMostOnce, message(Some(50_000)));
     assert_eq!(rig.take_acks(), [(0, AckKind::Puback), (1, AckKind::PubrecRefused)]);
+    rig.outcome(1, Outcome::Done);
+    rig.outcome(2, Outcome::Done);
     let [Outgoing::Publish(sent)] = &rig.take_packets()[..] else { panic!() };
     assert_eq!(sent.expiry_s, Some(3));
     assert_eq!(rig.out.counts.expired, 3);
+}
+
+/// Else, were the connection lost before, the next one would send it behind what came after it.
+#[test]
+fn nothing_is_sent_behind_an_expired_message_before_its_end_is_committed() {
+    let mut rig = Rig::open(Version::V5);
+    rig.deliver(Some(0), QoS::AtLeastOnce, message(Some(1)));
+    rig.deliver(Some(1), QoS::AtLeastOnce, message(None));
+    rig.deliver(Some(2), QoS::AtLeastOnce, message(Some(1)));
+    assert_eq!(rig.said(), []);
+    assert_eq!(rig.take_acks(), [(0, AckKind::Puback)]);
+    rig.outcome(1, Outcome::Done);
+    assert_eq!(rig.said(), [("publish", 2, 0)]);
+    assert_eq!(rig.take_acks(), [(2, AckKind::Puback)]);
+}
+
+#[test]
+fn expired_messages_in_a_row_are_passed_over_together() {
+    let mut rig = Rig::open(Version::V5);
+    rig.deliver(Some(0), QoS::AtLeastOnce, message(Some(1)));
+    rig.deliver(Some(1), QoS::AtLeastOnce, message(Some(1)));
+    assert_eq!(rig.take_acks(), [(0, AckKind::Puback), (1, AckKind::Puback)]);
+    rig.outcome(1, Outcome::Done);
+    rig.deliver(Some(2), QoS::AtLeastOnce, message(None));
+    assert_eq!(rig.said(), [], "one of the two ends is not committed");
+    rig.outcome(2, Outcome::Done);
+    assert_eq!(rig.said(), [("publish", 3, 0)]);
 }
 
 #[test]
@@ -322,4 +351,21 @@ fn what_waits_in_memory_is_charged_its_properties() {
     }
     assert!(rig.session.is_over(), "3 kB each wait, of ten kB that may");
     assert_eq!(rig.out.closed, Some(Reason::QUOTA_EXCEEDED));
+}
+
+/// [MQTT-3.3.2-6]: the interval less the time waited, and never longer than what was published.
+#[test]
+fn no_estimate_of_cluster_time_makes_an_expiry_interval_longer_than_it_was_published() {
+    let left = |interval_ms: u64, cluster: u64| {
+        let (published_at, expires_at) = (ClusterTime(5000), Some(ClusterTime(5000 + interval_ms)));
+        let message = Message { published_at, expires_at, ..Arc::unwrap_or_clone(message(None)) };
+        outbox::expiry_left(&message, Now { cluster: ClusterTime(cluster), ..Now::default() })
+    };
+    assert_eq!(left(1000, 5000), Some(Some(1)));
+    assert_eq!(left(1000, 4999), Some(Some(1)), "the estimate is behind");
+    assert_eq!(left(1_000_000, 0), Some(Some(1000)), "the estimate is far behind");
+    assert_eq!(left(1_000_000, 6000), Some(Some(999)));
+    assert_eq!(left(1_000_000, 6001), Some(Some(999)));
+    assert_eq!(left(1000, 6000), None);
+    assert_eq!(left(0, 0), None, "an interval of 0, with an estimate that is behind");
 }

@@ -11,24 +11,25 @@ use std::path::Path;
 
 use rocksdb::{DB, WriteBatch};
 
+use super::super::{LogError, LogOptions};
 use super::keys::{self, Kind};
-use super::{LogError, LogOptions};
+use super::options;
 
 const PADDING_BYTES: usize = 4 << 20;
 
-/// Fills and releases `options.warm_wals` write-ahead logs.
-pub(super) fn warm(db: &DB, dir: &Path, options: &LogOptions) -> Result<(), LogError> {
-    if options.recycled_wals == 0 {
+/// Fills and releases `warm_wals` write-ahead logs.
+pub(super) fn warm(db: &DB, dir: &Path, tuned: &LogOptions) -> Result<(), LogError> {
+    if tuned.recycled_wals == 0 {
         return Ok(());
     }
     let failed = |e| LogError::rocks("warming the write-ahead logs of", dir)(e);
-    let synced = LogOptions::synced();
-    let padding = vec![0; options.write_buffer_bytes.min(PADDING_BYTES)];
-    let key = keys::key(options.group, Kind::Warm, 0);
+    let synced = options::synced();
+    let padding = vec![0; tuned.write_buffer_bytes.min(PADDING_BYTES)];
+    let key = keys::key(tuned.group, Kind::Warm, 0);
     let mut value = Vec::new();
     keys::value_into(&mut value, &key, &[]);
-    for _ in 0..options.warm_wals.min(options.recycled_wals) {
-        let mut left = options.write_buffer_bytes;
+    for _ in 0..tuned.warm_wals.min(tuned.recycled_wals) {
+        let mut left = tuned.write_buffer_bytes;
         while left > 0 {
             let len = left.min(padding.len());
             let mut batch = WriteBatch::default();

@@ -18,7 +18,7 @@ use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 
-use super::super::error::LogError;
+use super::super::super::error::LogError;
 
 const BLOCK_LEN: usize = 32_768;
 /// Blocks read at once.

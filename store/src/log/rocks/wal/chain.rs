@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::super::error::LogError;
+use super::super::super::error::LogError;
 use super::Floor;
 use super::blocks::Findings;
 

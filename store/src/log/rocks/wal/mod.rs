@@ -1,7 +1,7 @@
 //! Reads the write-ahead logs before RocksDB may, and tells the torn end of a power cut from damage.
 //!
 //! RocksDB alone cannot: each of its recovery modes either drops synced records behind a damaged one without
-//! a word or refuses a torn end (see `LogOptions::database`). What makes the difference decidable here is how
+//! a word or refuses a torn end (see `options::database`). What makes the difference decidable here is how
 //! the log is written: **every record of the write-ahead log is synced before the next one begins** (purges
 //! and committed marks ride on synced writes), and RocksDB numbers its records without gaps. So at most one
 //! record, the last, can be torn, and the log is refused when
@@ -23,7 +23,7 @@ use std::path::{Path, PathBuf};
 
 use rocksdb::DB;
 
-use super::error::LogError;
+use super::super::error::LogError;
 use super::options::manifest_only;
 use crate::files::remove_dir;
 use blocks::scan;

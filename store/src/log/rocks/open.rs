@@ -9,24 +9,25 @@ use std::path::Path;
 use bytes::Bytes;
 use rocksdb::{DB, ReadOptions, WriteBatch};
 
+use super::super::disk::{Logged, refuse_other_engine};
+use super::super::mark::{self, Mark};
+use super::super::{EngineKind, LogError, LogOptions, LogState};
 use super::keys::{self, Kind};
-use super::mark::{self, Mark};
 use super::warm::warm;
-use super::{LogError, LogOptions, LogState, wal};
+use super::{options, wal};
 use crate::files::create_dir_synced;
 
 /// An opened log.
 pub(super) struct Opened {
     pub(super) db: DB,
     pub(super) mark: Mark,
-    pub(super) state: LogState,
-    /// Index of the first record of a log that was never purged.
-    pub(super) begin: u64,
+    pub(super) logged: Logged,
 }
 
 /// Opens or creates the log in `dir`.
-pub(super) fn open(dir: &Path, options: &LogOptions) -> Result<Opened, LogError> {
+pub(super) fn open(dir: &Path, tuned: &LogOptions) -> Result<Opened, LogError> {
     create_dir_synced(dir).map_err(LogError::io("creating", dir))?;
+    refuse_other_engine(dir, EngineKind::RocksDb)?;
     let synced = mark::read(dir)?;
     wal::trim_manifest(dir)?;
     let expected = match wal::floor(dir)? {
@@ -40,7 +41,7 @@ pub(super) fn open(dir: &Path, options: &LogOptions) -> Result<Opened, LogError>
         }
         None => None,
     };
-    let db = DB::open(&options.database(), dir).map_err(LogError::rocks("opening", dir))?;
+    let db = DB::open(&options::database(tuned), dir).map_err(LogError::rocks("opening", dir))?;
     let recovered = db.latest_sequence_number();
     if let Some(expected) = expected
         && expected != recovered
@@ -48,12 +49,12 @@ pub(super) fn open(dir: &Path, options: &LogOptions) -> Result<Opened, LogError>
         return Err(LogError::RecoveryDisagrees { dir: dir.to_path_buf(), expected, recovered });
     }
     let mut mark = Mark::open(dir)?;
-    let rows = Rows { db: &db, dir, group: options.group };
+    let rows = Rows { db: &db, dir, group: tuned.group };
     rows.check_format()?;
-    let (state, begin) = rows.load(options.verify_bytes_max)?;
-    warm(&db, dir, options)?;
+    let (state, begin) = rows.load(tuned.verify_bytes_max)?;
+    warm(&db, dir, tuned)?;
     mark.note(db.latest_sequence_number());
-    Ok(Opened { db, mark, state, begin })
+    Ok(Opened { db, mark, logged: Logged { state, begin } })
 }
 
 /// The rows of one group, while they are loaded.
@@ -76,7 +77,7 @@ impl Rows<'_> {
             let mut batch = WriteBatch::default();
             batch.put(key, value);
             // Synced, as every record of the write-ahead log must be.
-            return self.db.write_opt(batch, &LogOptions::synced()).map_err(LogError::rocks("creating", self.dir));
+            return self.db.write_opt(batch, &options::synced()).map_err(LogError::rocks("creating", self.dir));
         };
         let found = found.first_chunk().map_or(u16::MAX, |b| u16::from_le_bytes(*b));
         if found == keys::FORMAT {

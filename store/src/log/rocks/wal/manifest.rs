@@ -7,7 +7,7 @@
 use std::fs::{self, OpenOptions};
 use std::path::Path;
 
-use super::super::error::LogError;
+use super::super::super::error::LogError;
 use super::blocks::{Findings, scan};
 use crate::files::{sync_dir, sync_file};
 
