@@ -13,7 +13,7 @@ BIN := $(CARGO_TARGET_DIR)/release
 # One profile for everything: tests run on the binary that is shipped.
 FLAGS := --release --locked
 
-.PHONY: help setup build demo test system interop verify fmt clippy deny doc tidy fix bench bench-trie sim jepsen jepsen-full conformance
+.PHONY: help setup build demo test system interop verify fmt clippy deny doc tidy fix bench peers bench-compare bench-apply bench-trie bench-instructions sim jepsen jepsen-full conformance
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -29,6 +29,9 @@ demo: setup ## three nodes, load, the leader killed, a verdict; ARGS=--once exit
 	$(CARGO) build $(FLAGS) -p quorate
 	$(BIN)/quorate demo $(ARGS)
 
+# Properties are tried on the same histories each time, so that what is red is red because of a change. To search:
+# `make test PROPTEST_RNG_SEED=7 PROPTEST_CASES=50000`.
+test: export PROPTEST_RNG_SEED ?= 1
 test: setup ## every test; ARGS are passed on
 	@if command -v cargo-nextest >/dev/null; then \
 		$(CARGO) nextest run $(FLAGS) --workspace $(ARGS); \
@@ -76,6 +79,19 @@ bench: setup ## the figures of docs/PERFORMANCE.md on this machine; ARGS are pas
 	$(CARGO) build $(FLAGS) -p quorate -p quorate-bench
 	$(BIN)/quorate-bench suite --broker $(BIN)/quorate $(ARGS)
 
+peers: ## other brokers to measure beside Quorate, unpacked and not installed
+	@bench/peers.sh "$(CACHE)/peers"
+
+bench-compare: setup peers ## Quorate and other brokers under the same loads; ARGS are passed on
+	$(CARGO) build $(FLAGS) -p quorate -p quorate-bench
+	$(BIN)/quorate-bench compare --broker $(BIN)/quorate --peers-dir "$(CACHE)/peers" --out "$(CACHE)/compare" $(ARGS)
+
+bench-apply: setup ## what it costs to apply a message and its acknowledgement
+	$(CARGO) bench --locked -p quorate-store --bench apply -- $(ARGS)
+
+bench-instructions: setup ## the same in instructions, held against bench/instructions.txt (needs valgrind)
+	@CARGO=$(CARGO) bench/instructions $(ARGS)
+
 bench-trie: setup ## what it costs to find the subscriptions of a topic
 	$(CARGO) bench --locked -p quorate-store --bench trie -- $(ARGS)
 
@@ -86,15 +102,17 @@ sim: setup ## three nodes on virtual time, with faults by chance; ARGS are passe
 # Histories of runs that failed stay there, those of good ones do not.
 RUNS := $(CACHE)/jepsen
 jepsen: setup ## simulated nodes, then real ones under faults, judged by what their clients saw; ARGS are passed on
-	$(CARGO) build $(FLAGS) -p quorate -p quorate-sim -p quorate-jepsen --bins
-	$(BIN)/quorate-jepsen sim --seeds 0..60 --check
+	# All of the workspace: of a part, dependencies would be compiled once more with that part's features.
+	$(CARGO) build $(FLAGS) --workspace --bins
+	$(BIN)/quorate-jepsen sim --seeds 0..40 --check
 	$(BIN)/quorate-faults campaign --time 30 --out $(RUNS)/brief $(ARGS)
 
 HOURS ?= 4
 SEED ?= 1
 jepsen-full: setup ## hours of it over the whole matrix (HOURS=4 SEED=1), and docs/PROOF.md; ARGS are passed on
-	$(CARGO) build $(FLAGS) -p quorate -p quorate-sim -p quorate-jepsen --bins
-	$(BIN)/quorate-jepsen sim --seeds 0..2000
+	# All of the workspace: of a part, dependencies would be compiled once more with that part's features.
+	$(CARGO) build $(FLAGS) --workspace --bins
+	$(BIN)/quorate-jepsen sim --seeds 0..2000 --summary docs/proof/sim.json
 	$(BIN)/quorate-faults campaign --hours $(HOURS) --seed $(SEED) --out $(RUNS)/full $(ARGS)
 	$(BIN)/quorate-faults report --fresh $(RUNS)/full
 

@@ -140,11 +140,12 @@ impl Connection {
     }
 }
 
-/// A client whose session outlives its connections, or not.
-pub(crate) fn client(id: &str, is_persistent: bool, clean: bool) -> Connect {
+/// A client whose session outlives its connections, or not. 3.1.1 has one flag for beginning anew and for not
+/// outliving: there a persistent one goes on with what is left of an earlier run, unless [`end_session`] was called.
+pub(crate) fn client(version: Version, id: &str, is_persistent: bool, clean: bool) -> Connect {
     Connect {
         client_id: id.to_owned(),
-        clean,
+        clean: if version == Version::V4 { !is_persistent } else { clean },
         keep_alive_s: 0,
         expiry_s: if is_persistent { 3600 } else { 0 },
         receive_maximum: u16::MAX,
@@ -154,5 +155,5 @@ pub(crate) fn client(id: &str, is_persistent: bool, clean: bool) -> Connect {
 
 /// Ends the session of a client, so that nothing of a run stays in the broker.
 pub(crate) async fn end_session(at: SocketAddr, version: Version, id: &str) -> Result<(), BenchError> {
-    Connection::open(at, version, &client(id, false, true)).await?.0.close().await
+    Connection::open(at, version, &client(version, id, false, true)).await?.0.close().await
 }

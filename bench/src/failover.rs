@@ -212,7 +212,7 @@ async fn publish_on(
     account: &Account,
     is_away: bool,
 ) -> Result<(), BenchError> {
-    let connect = client(id, true, false);
+    let connect = client(Version::V5, id, true, false);
     let opening = Connection::open(at, Version::V5, &connect);
     let opened = tokio::time::timeout(SILENCE_MAX, opening).await;
     let (mut connection, _) = opened.map_err(|_| BenchError::Silent { at, what: "CONNACK" })??;

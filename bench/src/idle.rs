@@ -37,19 +37,19 @@ const STEADY_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct IdleArgs {
     /// Connections to open, all to the first node.
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=28_000))]
-    connections: u32,
+    pub(crate) connections: u32,
     /// Subscriptions of each session, each to a filter of its own.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=100))]
-    subscriptions: u16,
+    pub(crate) subscriptions: u16,
     /// Sessions that end with their connections, instead of persistent ones.
     #[arg(long)]
-    transient: bool,
+    pub(crate) transient: bool,
     /// MQTT 3.1.1 instead of 5.0.
     #[arg(long)]
-    v4: bool,
+    pub(crate) v4: bool,
     /// Fails when a connection costs more bytes than this, its session included.
     #[arg(long, value_name = "BYTES")]
-    bytes_max: Option<u64>,
+    pub(crate) bytes_max: Option<u64>,
 }
 
 /// What came out.
@@ -58,19 +58,19 @@ pub(crate) struct Report {
     connections: u32,
     subscriptions: u16,
     /// Seconds until the last was connected.
-    connected_s: f64,
+    pub(crate) connected_s: f64,
     /// Of each broker, the one with the sockets first.
     before: Vec<Pages>,
     after: Vec<Pages>,
     /// Growth of the first node's anonymous memory: connection and session.
-    bytes_per_connection: u64,
+    pub(crate) bytes_per_connection: u64,
     /// Mean growth of the others' anonymous memory: the session alone.
-    bytes_per_session: u64,
+    pub(crate) bytes_per_session: u64,
 }
 
 /// Lets this process, and the brokers that it starts, have so many files and sockets open.
-pub(crate) fn raise_descriptors(args: &IdleArgs) -> Result<(), BenchError> {
-    let wanted = u64::from(args.connections) + DESCRIPTORS;
+pub(crate) fn raise_descriptors(connections: u32) -> Result<(), BenchError> {
+    let wanted = u64::from(connections) + DESCRIPTORS;
     let limit = getrlimit(Resource::Nofile);
     if limit.current.is_some_and(|current| current < wanted) {
         let maximum = limit.maximum.map(|maximum| maximum.max(wanted));
@@ -85,10 +85,10 @@ pub(crate) fn raise_descriptors(args: &IdleArgs) -> Result<(), BenchError> {
 /// Connects, waits, compares.
 pub(crate) async fn run(fleet: &Fleet, args: &IdleArgs) -> Result<Report, BenchError> {
     let at = fleet.at(0)?;
-    let version = if args.v4 { Version::V4 } else { Version::V5 };
+    let version = fleet.version(args.v4);
     // What only the first client ever costs is not its successors' doing.
     for place in 0..fleet.mqtt.len() {
-        let one = client("bench-idle-first", false, true);
+        let one = client(version, "bench-idle-first", false, true);
         connection::Connection::open(fleet.at(place)?, version, &one).await?.0.close().await?;
     }
     let before = steady(fleet).await?;
@@ -146,7 +146,7 @@ async fn connect(at: SocketAddr, version: Version, number: u32, args: IdleArgs) 
         let mut stream = TcpStream::connect(at).await.map_err(BenchError::io(&shown))?;
         let id = format!("bench-idle-{number}");
         let mut out = Vec::new();
-        encode::connect(&mut out, version, &client(&id, !args.transient, args.transient));
+        encode::connect(&mut out, version, &client(version, &id, !args.transient, args.transient));
         ask(&mut stream, version, &out, |packet| matches!(packet, Packet::ConnAck { code: 0, .. })).await?;
         for n in 0..args.subscriptions {
             out.clear();
@@ -190,7 +190,7 @@ fn is_closed(stream: &TcpStream) -> bool {
 
 /// Memory of the brokers, when it does not change any more.
 async fn steady(fleet: &Fleet) -> Result<Vec<Pages>, BenchError> {
-    let look = || fleet.pids.iter().map(|pid| machine::pages(*pid)).collect::<Result<Vec<_>, _>>();
+    let look = || fleet.nodes().iter().map(|pid| machine::pages(*pid)).collect::<Result<Vec<_>, _>>();
     let (start, mut last, mut same) = (Instant::now(), look()?, 0);
     while same < STEADY_LOOKS && start.elapsed() < STEADY_MAX {
         tokio::time::sleep(LOOK).await;

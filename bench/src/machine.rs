@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
@@ -15,19 +16,67 @@ const SYNCS: usize = 300;
 /// What is written before each: as much as a small batch in a log.
 const SYNC_BYTES: usize = 4096;
 
-/// Processor microseconds that these processes have used so far, all threads.
+/// Unit of the kernel's figures of disks, whatever the disk's own is.
+const SECTOR_BYTES: u64 = 512;
+
+/// Which process: ids are used again, with other times of birth.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Birth {
+    /// Its id.
+    pub(crate) pid: u32,
+    /// Clock ticks from the machine's start to its own.
+    start: u64,
+}
+
+/// Fields of `/proc/PID/stat` from the third on; the second is a name in parentheses that may hold blanks.
+fn stat(pid: u32) -> std::io::Result<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
+    Ok(after_name.split_whitespace().map(str::to_owned).collect())
+}
+
+/// When a process was born, if there is one with this id.
+pub(crate) fn birth(pid: u32) -> Option<Birth> {
+    stat(pid).ok()?.get(19)?.parse().ok().map(|start| Birth { pid, start })
+}
+
+/// A process and everything that descends from it, itself first.
+pub(crate) fn family(pid: u32) -> Result<Vec<Birth>, BenchError> {
+    let entries = fs::read_dir("/proc").map_err(BenchError::io("/proc"))?;
+    let pids = entries.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u32>().ok());
+    let parents: Vec<(u32, u32)> = pids.filter_map(|pid| Some((pid, stat(pid).ok()?.get(1)?.parse().ok()?))).collect();
+    let mut found = vec![pid];
+    let mut looked_at = 0;
+    while let Some(parent) = found.get(looked_at).copied() {
+        found.extend(parents.iter().filter(|(_, p)| *p == parent).map(|(pid, _)| *pid));
+        looked_at += 1;
+    }
+    Ok(found.into_iter().filter_map(birth).collect())
+}
+
+/// Processor microseconds that these processes have used so far, all threads; those of one that has ended are lost.
 pub(crate) fn cpu_us(pids: &[u32]) -> Result<u64, BenchError> {
     let tick_us = 1_000_000 / rustix::param::clock_ticks_per_second().max(1);
     let mut sum = 0;
     for pid in pids {
-        let path = format!("/proc/{pid}/stat");
-        let stat = fs::read_to_string(&path).map_err(BenchError::io(&path))?;
-        // Fields 14 and 15; the second field is a name in parentheses that may hold blanks.
-        let after_name = stat.rsplit_once(") ").map_or("", |(_, rest)| rest);
-        let ticks: u64 = after_name.split(' ').skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
+        let fields = match stat(*pid) {
+            Ok(fields) => fields,
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => continue,
+            Err(e) => return Err(BenchError::io(&format!("/proc/{pid}/stat"))(e)),
+        };
+        let ticks: u64 = fields.iter().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
         sum += ticks * tick_us;
     }
     Ok(sum)
+}
+
+/// Bytes that the disk of `dir` has been told to write so far, by whomever; none if it is not a disk. (What the kernel
+/// counts for a process are pages that it made dirty, several times too much for a log.)
+pub(crate) fn disk_written_bytes(dir: &Path) -> Option<u64> {
+    let device = fs::metadata(dir).ok()?.dev();
+    let stat = format!("/sys/dev/block/{}:{}/stat", rustix::fs::major(device), rustix::fs::minor(device));
+    let sectors: u64 = fs::read_to_string(stat).ok()?.split_whitespace().nth(6)?.parse().ok()?;
+    Some(sectors * SECTOR_BYTES)
 }
 
 /// Memory of a process in MiB: now, and its highest.

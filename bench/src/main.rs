@@ -3,6 +3,7 @@
 //! It knows nothing of the broker's inside. One thread, one buffer for each connection and a codec that copies
 //! nothing, because it usually shares the machine with the brokers that it measures.
 
+mod compare;
 mod connection;
 mod failover;
 mod fleet;
@@ -10,6 +11,7 @@ mod histogram;
 mod idle;
 mod machine;
 mod offline;
+mod peer;
 mod publisher;
 mod shared;
 mod subscriber;
@@ -73,8 +75,45 @@ enum BenchError {
     #[error("a client's task failed")]
     Task,
     /// Only brokers that this program started are killed.
-    #[error("this needs brokers that quorate-bench starts itself: leave --mqtt out")]
+    #[error("this needs nodes of Quorate that quorate-bench starts itself: leave --mqtt and --peer out")]
     NotOurs,
+    /// A peer's program is not there.
+    #[error("{name} is neither in {dir} nor installed: run `make peers`")]
+    NoPeer {
+        /// Which program.
+        name: String,
+        /// Where it was looked for.
+        dir: String,
+    },
+    /// A peer's process has ended.
+    #[error("{name} has ended ({status}); the end of its log:\n{log}")]
+    PeerEnded {
+        /// Which.
+        name: String,
+        /// How.
+        status: std::process::ExitStatus,
+        /// Its last lines.
+        log: String,
+    },
+    /// A peer does not get ready.
+    #[error("not within {bound:?}: {what}; last seen: {last}")]
+    PeerNotReady {
+        /// What was waited for.
+        what: String,
+        /// For how long.
+        bound: std::time::Duration,
+        /// What was there instead.
+        last: String,
+    },
+    /// `compare` chooses the brokers.
+    #[error("compare starts the brokers itself: name them by --peers, and leave --peer and --mqtt out")]
+    Chosen,
+    /// An experiment does not end.
+    #[error("not at its end within {0:?}")]
+    Endless(std::time::Duration),
+    /// QoS 2 cannot be measured.
+    #[error("no QoS 2: {0}")]
+    NoQos2(&'static str),
     /// A broker took more memory than it may.
     #[error("{report}a broker took {peak} MiB, at most {bound} were allowed")]
     Memory {
@@ -134,6 +173,8 @@ enum Command {
     Idle(idle::IdleArgs),
     /// Everything of docs/PERFORMANCE.md, one after the other.
     Suite(suite::SuiteArgs),
+    /// Other brokers and Quorate under the same loads.
+    Compare(compare::CompareArgs),
     /// Starts the brokers and keeps them until the end of standard input, for other load generators.
     Cluster,
 }
@@ -157,36 +198,49 @@ fn main() -> ExitCode {
 async fn run(cli: Cli) -> Result<(), BenchError> {
     // The brokers inherit it.
     if let Command::Idle(args) = &cli.command {
-        idle::raise_descriptors(args)?;
+        idle::raise_descriptors(args.connections)?;
+    }
+    if let Command::Compare(args) = &cli.command {
+        idle::raise_descriptors(args.connections())?;
+        let report = compare::run(&cli.fleet, args).await?;
+        return show(cli.json, &report, &report.table());
     }
     let mut fleet = Fleet::open(&cli.fleet)?;
+    let result = measure(cli, &mut fleet).await;
+    if result.is_err() {
+        fleet.keep_logs();
+    }
+    result
+}
+
+async fn measure(cli: Cli, fleet: &mut Fleet) -> Result<(), BenchError> {
     match cli.command {
         Command::Throughput(load) => {
-            let report = throughput::run(&fleet, &load).await?;
+            let report = throughput::run(fleet, &load).await?;
             show(cli.json, &report, &report.table())
         }
         Command::Latency(load) => {
             let load = throughput::LoadArgs { publishers: 1, subscribers: 1, window: 1, ..load };
-            let report = throughput::run(&fleet, &load).await?;
+            let report = throughput::run(fleet, &load).await?;
             show(cli.json, &report, &report.table())
         }
         Command::Failover(args) => {
-            let report = failover::run(&mut fleet, &args).await?;
+            let report = failover::run(fleet, &args).await?;
             show(cli.json, &report, &report.table())
         }
         Command::Offline(args) => {
-            let report = offline::run(&fleet, &args).await?;
+            let report = offline::run(fleet, &args).await?;
             show(cli.json, &report, &report.table())
         }
         Command::Idle(args) => {
-            let report = idle::run(&fleet, &args).await?;
+            let report = idle::run(fleet, &args).await?;
             show(cli.json, &report, &report.table())
         }
         Command::Suite(args) => {
-            let report = suite::run(&mut fleet, &args, cli.json).await?;
+            let report = suite::run(fleet, &args, cli.json).await?;
             show(cli.json, &report, "")
         }
-        Command::Cluster => keep(&fleet),
+        Command::Compare(_) | Command::Cluster => keep(fleet),
     }
 }
 
@@ -207,4 +261,22 @@ fn keep(fleet: &Fleet) -> Result<(), BenchError> {
     println!("end standard input (Ctrl-D) to stop them");
     std::io::copy(&mut std::io::stdin(), &mut std::io::sink()).map_err(BenchError::io("standard input"))?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn brokers_are_chosen_before_or_after_the_command() {
+        Cli::command().debug_assert();
+        let after = Cli::try_parse_from(["quorate-bench", "suite", "--broker", "quorate", "--machines"]).unwrap();
+        assert!(after.fleet.machines);
+        let before = Cli::try_parse_from(["quorate-bench", "--peer", "nats", "latency"]).unwrap();
+        assert_eq!(before.fleet.peer, Some(peer::Peer::Nats));
+        let both = ["quorate-bench", "--peer", "nats", "--mqtt", "127.0.0.1:1883", "latency"];
+        assert!(Cli::try_parse_from(both).is_err());
+    }
 }

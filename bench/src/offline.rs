@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use quorate_jepsen::wire::Version;
 use serde::Serialize;
 use tokio::task::LocalSet;
 
@@ -18,6 +17,8 @@ use crate::{BenchError, machine, publisher, subscriber};
 const CLIENT: &str = "bench-offline";
 /// Longest drain.
 const DRAIN_MAX: Duration = Duration::from_secs(900);
+/// A drain without a delivery for so long is over.
+const DRAIN_IDLE_MAX: Duration = Duration::from_secs(60);
 
 /// The experiment.
 #[derive(Args, Clone, Debug)]
@@ -37,6 +38,9 @@ pub(crate) struct OfflineArgs {
     /// Fails when a broker's memory was ever above so many MiB.
     #[arg(long, value_name = "MIB")]
     pub(crate) memory_mib_max: Option<u64>,
+    /// MQTT 3.1.1 instead of 5.0.
+    #[arg(long)]
+    pub(crate) v4: bool,
 }
 
 /// What came out.
@@ -45,16 +49,16 @@ pub(crate) struct Report {
     messages: u64,
     payload_bytes: usize,
     /// Messages a second while they were queued.
-    queued_per_s: f64,
+    pub(crate) queued_per_s: f64,
     /// Memory of each broker with all of them queued.
     queued_memory: Vec<Memory>,
     /// Messages a second while the session got them, on another node than it left.
-    drained_per_s: f64,
+    pub(crate) drained_per_s: f64,
     /// Memory of each broker after that.
     drained_memory: Vec<Memory>,
-    delivered: u64,
-    repeated: u64,
-    skipped: u64,
+    pub(crate) delivered: u64,
+    pub(crate) repeated: u64,
+    pub(crate) skipped: u64,
 }
 
 /// Queues and drains.
@@ -63,9 +67,11 @@ pub(crate) async fn run(fleet: &Fleet, args: &OfflineArgs) -> Result<Report, Ben
 }
 
 async fn run_local(fleet: &Fleet, args: &OfflineArgs) -> Result<Report, BenchError> {
+    let version = fleet.version(args.v4);
+    end_session(fleet.at(1)?, version, CLIENT).await?;
     let plan = subscriber::Plan {
         at: fleet.at(1)?,
-        version: Version::V5,
+        version,
         client_id: CLIENT.to_owned(),
         filter: "offline/#".to_owned(),
         qos: 1,
@@ -81,7 +87,7 @@ async fn run_local(fleet: &Fleet, args: &OfflineArgs) -> Result<Report, BenchErr
         let rest = if number == 0 { args.messages % args.publishers as u64 } else { 0 };
         let plan = publisher::Plan {
             at: fleet.at(0)?,
-            version: Version::V5,
+            version,
             client_id: format!("{CLIENT}-p{number}"),
             number: number as u32,
             topic: format!("offline/{number}"),
@@ -106,18 +112,25 @@ async fn run_local(fleet: &Fleet, args: &OfflineArgs) -> Result<Report, BenchErr
     let draining = Rc::new(Shared::default());
     draining.set_phase(Phase::Measured);
     let start = Instant::now();
-    let (connection, is_present) = Connection::open(fleet.at(2)?, Version::V5, &client(CLIENT, true, false)).await?;
+    let (connection, is_present) =
+        Connection::open(fleet.at(2)?, version, &client(version, CLIENT, true, false)).await?;
     if !is_present {
         return Err(BenchError::Stuck("the session is gone"));
     }
     let receiving = tokio::task::spawn_local(subscriber::receive(plan, connection, Rc::clone(&draining)));
+    let (mut last, mut last_at) = (0, start);
     while draining.all().delivered < args.messages {
-        if start.elapsed() > DRAIN_MAX || receiving.is_finished() {
+        if draining.all().delivered > last {
+            (last, last_at) = (draining.all().delivered, Instant::now());
+        }
+        if start.elapsed() > DRAIN_MAX || last_at.elapsed() > DRAIN_IDLE_MAX || receiving.is_finished() {
             break;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    let drained_per_s = draining.all().delivered as f64 / start.elapsed().as_secs_f64();
+    // Not the time in which nothing came any more, when something is missing.
+    let end = if draining.all().delivered < args.messages { last_at } else { Instant::now() };
+    let drained_per_s = draining.all().delivered as f64 / (end - start).as_secs_f64().max(f64::EPSILON);
     receiving.abort();
     let (_, repeated, skipped) = draining.oddities();
     let report = Report {
@@ -131,7 +144,7 @@ async fn run_local(fleet: &Fleet, args: &OfflineArgs) -> Result<Report, BenchErr
         repeated,
         skipped,
     };
-    end_session(fleet.at(0)?, Version::V5, CLIENT).await?;
+    end_session(fleet.at(0)?, version, CLIENT).await?;
     let peak = report.drained_memory.iter().map(|m| m.peak_mib).max().unwrap_or_default();
     match args.memory_mib_max.filter(|max| peak > *max) {
         Some(bound) => Err(BenchError::Memory { peak, bound, report: report.table() }),

@@ -73,7 +73,7 @@ impl Template {
 
 /// Publishes until the run is over or it has sent what it should; returns when all is acknowledged.
 pub(crate) async fn publish(plan: Plan, shared: Rc<Shared>) -> Result<(), BenchError> {
-    let connect = client(&plan.client_id, plan.is_persistent, true);
+    let connect = client(plan.version, &plan.client_id, plan.is_persistent, true);
     let (connection, _) = Connection::open(plan.at, plan.version, &connect).await?;
     shared.publisher_ready();
     let identifiers = (plan.window * 4).clamp(IDENTIFIERS_MIN, usize::from(u16::MAX));

@@ -32,7 +32,7 @@ struct Oddities {
 
 /// Connects as new and subscribes.
 pub(crate) async fn open(plan: &Plan) -> Result<Connection, BenchError> {
-    let connect = client(&plan.client_id, plan.is_persistent, true);
+    let connect = client(plan.version, &plan.client_id, plan.is_persistent, true);
     let (mut connection, _) = Connection::open(plan.at, plan.version, &connect).await?;
     connection.subscribe(&plan.filter, plan.qos).await?;
     Ok(connection)

@@ -37,6 +37,7 @@ fn load(seconds: f64, qos: u8, clients: usize, window: u16) -> LoadArgs {
         publishers: clients,
         subscribers: clients,
         broadcast: false,
+        shared: false,
         window,
         qos,
         bytes: 256,
@@ -65,8 +66,14 @@ pub(crate) async fn run(fleet: &mut Fleet, args: &SuiteArgs, json: bool) -> Resu
         show(report.table());
         loads.push(report);
     }
-    let away =
-        OfflineArgs { messages: args.offline_messages, bytes: 256, publishers: 10, window: 200, memory_mib_max: None };
+    let away = OfflineArgs {
+        messages: args.offline_messages,
+        bytes: 256,
+        publishers: 10,
+        window: 200,
+        memory_mib_max: None,
+        v4: false,
+    };
     let offline = offline::run(fleet, &away).await?;
     show(offline.table());
     let mut failovers = Vec::new();

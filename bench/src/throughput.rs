@@ -4,7 +4,6 @@ use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use clap::Args;
-use quorate_jepsen::wire::Version;
 use serde::Serialize;
 use tokio::task::{JoinHandle, LocalSet};
 
@@ -18,6 +17,9 @@ use crate::{BenchError, machine, publisher, subscriber};
 const DRAIN_MAX: Duration = Duration::from_secs(60);
 /// A drain without a delivery for so long is over.
 const DRAIN_IDLE_MAX: Duration = Duration::from_secs(5);
+/// Both for peers, of which some send again what was not acknowledged within 30 s.
+const PEER_DRAIN_MAX: Duration = Duration::from_secs(120);
+const PEER_DRAIN_IDLE_MAX: Duration = Duration::from_secs(35);
 
 /// The load.
 #[derive(Args, Clone, Debug)]
@@ -31,6 +33,9 @@ pub(crate) struct LoadArgs {
     /// Every subscriber gets every message; else each publisher's messages go to one subscriber.
     #[arg(long)]
     pub(crate) broadcast: bool,
+    /// The subscribers are one shared group: each message goes to one of them.
+    #[arg(long, conflicts_with = "broadcast")]
+    pub(crate) shared: bool,
     /// Publishes of one publisher that may be unacknowledged.
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u16).range(1..=16_000))]
     pub(crate) window: u16,
@@ -76,33 +81,31 @@ pub(crate) struct Report {
     /// Publishes acknowledged a second.
     pub(crate) published_per_s: f64,
     /// Messages delivered a second.
-    delivered_per_s: f64,
+    pub(crate) delivered_per_s: f64,
     /// PUBLISH to PUBACK or PUBCOMP.
-    ack: Quantiles,
+    pub(crate) ack: Quantiles,
     /// PUBLISH to delivery.
-    end_to_end: Quantiles,
+    pub(crate) end_to_end: Quantiles,
     /// Processor time of all brokers for each acknowledged publish.
-    broker_cpu_us_per_message: Option<f64>,
+    pub(crate) broker_cpu_us_per_message: Option<f64>,
+    /// Bytes that the brokers' disk wrote for each.
+    disk_bytes_per_message: Option<f64>,
     /// Processor time of this load generator for each.
     client_cpu_us_per_message: f64,
     /// The disk's own time for an append of 4 KiB and its fdatasync, just before the run.
     fdatasync: Quantiles,
-    refused: u64,
-    repeated: u64,
-    skipped: u64,
+    pub(crate) refused: u64,
+    pub(crate) repeated: u64,
+    pub(crate) skipped: u64,
     /// Acknowledged and not delivered when the run was drained.
-    missing: i64,
+    pub(crate) missing: i64,
 }
 
 impl LoadArgs {
-    fn version(&self) -> Version {
-        if self.v4 { Version::V4 } else { Version::V5 }
-    }
-
     fn publisher_plan(&self, fleet: &Fleet, run: u64, number: usize) -> Result<publisher::Plan, BenchError> {
         Ok(publisher::Plan {
             at: fleet.at(self.publish_to)?,
-            version: self.version(),
+            version: fleet.version(self.v4),
             client_id: format!("bench-{run}-p{number}"),
             number: number as u32,
             topic: format!("bench/{run}/{}", number % self.subscribers.max(1)),
@@ -116,21 +119,29 @@ impl LoadArgs {
     }
 
     fn subscriber_plan(&self, fleet: &Fleet, run: u64, number: usize) -> Result<subscriber::Plan, BenchError> {
-        let filter = if self.broadcast { format!("bench/{run}/#") } else { format!("bench/{run}/{number}") };
+        let filter = match (self.broadcast, self.shared) {
+            (true, _) => format!("bench/{run}/#"),
+            (_, true) => format!("$share/bench/bench/{run}/#"),
+            _ => format!("bench/{run}/{number}"),
+        };
         Ok(subscriber::Plan {
             at: fleet.at(self.subscribe_to)?,
-            version: self.version(),
+            version: fleet.version(self.v4),
             client_id: format!("bench-{run}-s{number}"),
             filter,
             qos: self.qos,
             is_persistent: !self.transient,
-            publishers: self.publishers,
+            // Of a shared group each gets some messages of all publishers: none of them sees which are missing.
+            publishers: if self.shared { 0 } else { self.publishers },
         })
     }
 }
 
 /// Runs one load.
 pub(crate) async fn run(fleet: &Fleet, load: &LoadArgs) -> Result<Report, BenchError> {
+    if let Some(why) = fleet.lacks_qos2().filter(|_| load.qos == 2) {
+        return Err(BenchError::NoQos2(why));
+    }
     LocalSet::new().run_until(run_local(fleet, load)).await
 }
 
@@ -157,6 +168,7 @@ async fn run_local(fleet: &Fleet, load: &LoadArgs) -> Result<Report, BenchError>
 
     shared.set_phase(Phase::Warmup);
     tokio::time::sleep(Duration::from_secs_f64(load.warmup)).await;
+    let written_before = machine::disk_written_bytes(&fleet.dir);
     let cpu_before = (machine::cpu_us(&fleet.pids)?, machine::cpu_us(&[std::process::id()])?);
     let start = Instant::now();
     shared.set_phase(Phase::Measured);
@@ -164,6 +176,7 @@ async fn run_local(fleet: &Fleet, load: &LoadArgs) -> Result<Report, BenchError>
     let counts = shared.measured();
     let seconds = start.elapsed().as_secs_f64();
     let cpu_after = (machine::cpu_us(&fleet.pids)?, machine::cpu_us(&[std::process::id()])?);
+    let written_after = machine::disk_written_bytes(&fleet.dir);
     shared.set_phase(Phase::Over);
 
     for publisher in publishing {
@@ -171,7 +184,8 @@ async fn run_local(fleet: &Fleet, load: &LoadArgs) -> Result<Report, BenchError>
         end.map_err(|_| BenchError::Stuck("publishes stay unacknowledged"))?.map_err(|_| BenchError::Task)??;
     }
     let copies = if load.broadcast { load.subscribers as u64 } else { u64::from(load.subscribers > 0) };
-    let missing = drain(&shared, copies).await;
+    let bounds = if fleet.has_peer() { (PEER_DRAIN_MAX, PEER_DRAIN_IDLE_MAX) } else { (DRAIN_MAX, DRAIN_IDLE_MAX) };
+    let missing = drain(&shared, copies, bounds).await;
     for subscriber in receiving {
         if subscriber.is_finished() {
             subscriber.await.map_err(|_| BenchError::Task)??;
@@ -189,7 +203,7 @@ async fn run_local(fleet: &Fleet, load: &LoadArgs) -> Result<Report, BenchError>
     }
 
     let (refused, repeated, skipped) = shared.oddities();
-    let each = |us: u64| us as f64 / counts.acknowledged.max(1) as f64;
+    let each = |all: u64| all as f64 / counts.acknowledged.max(1) as f64;
     Ok(Report {
         qos: load.qos,
         publishers: load.publishers,
@@ -202,7 +216,10 @@ async fn run_local(fleet: &Fleet, load: &LoadArgs) -> Result<Report, BenchError>
         delivered_per_s: counts.delivered as f64 / seconds,
         ack: shared.ack_quantiles(),
         end_to_end: shared.end_to_end_quantiles(),
-        broker_cpu_us_per_message: (!fleet.pids.is_empty()).then(|| each(cpu_after.0 - cpu_before.0)),
+        broker_cpu_us_per_message: (!fleet.pids.is_empty()).then(|| each(cpu_after.0.saturating_sub(cpu_before.0))),
+        disk_bytes_per_message: written_before
+            .zip(written_after)
+            .map(|(before, after)| each(after.saturating_sub(before))),
         client_cpu_us_per_message: each(cpu_after.1 - cpu_before.1),
         fdatasync,
         refused,
@@ -213,7 +230,7 @@ async fn run_local(fleet: &Fleet, load: &LoadArgs) -> Result<Report, BenchError>
 }
 
 /// Waits until what was acknowledged is delivered, or nothing more comes; how many deliveries are missing.
-async fn drain(shared: &Shared, copies: u64) -> i64 {
+async fn drain(shared: &Shared, copies: u64, (all_max, idle_max): (Duration, Duration)) -> i64 {
     let (start, mut last, mut last_at) = (Instant::now(), 0, Instant::now());
     loop {
         let all = shared.all();
@@ -221,7 +238,7 @@ async fn drain(shared: &Shared, copies: u64) -> i64 {
         if all.delivered > last {
             (last, last_at) = (all.delivered, Instant::now());
         }
-        if missing <= 0 || last_at.elapsed() > DRAIN_IDLE_MAX || start.elapsed() > DRAIN_MAX {
+        if missing <= 0 || last_at.elapsed() > idle_max || start.elapsed() > all_max {
             return missing;
         }
         tokio::time::sleep(Duration::from_millis(10)).await;
@@ -232,6 +249,7 @@ impl Report {
     /// Lines for people.
     pub(crate) fn table(&self) -> String {
         let cpu = self.broker_cpu_us_per_message.map_or("unknown".to_owned(), |us| format!("{us:.1} us"));
+        let disk = self.disk_bytes_per_message.map_or("unknown".to_owned(), |bytes| format!("{bytes:.0}"));
         let sessions = if self.is_persistent { "persistent" } else { "transient" };
         let row = |name: &str, q: &Quantiles| {
             format!(
@@ -251,7 +269,7 @@ impl Report {
         text += &row("PUBLISH to delivery", &self.end_to_end);
         text += &row("disk: 4 KiB fdatasync", &self.fdatasync);
         text += &format!(
-            "  processor time a message: all brokers {cpu}, load generator {:.1} us\n",
+            "  processor time a message: all brokers {cpu}, load generator {:.1} us\n  bytes written to the disk of all brokers a message: {disk}\n",
             self.client_cpu_us_per_message
         );
         text += &format!(
