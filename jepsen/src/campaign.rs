@@ -12,10 +12,11 @@ use crate::rng::Rng;
 use crate::workload;
 
 /// Sets of nemeses that rotate within a run; `a+b` is a pair, because the hardest bugs came in pairs elsewhere.
-const NEMESES: [&str; 14] = [
+const NEMESES: [&str; 15] = [
     "kill,pause,restart",
     "halves,ring,bridge,isolate",
     "one-way,loss,leader-from-peers,leader-from-clients",
+    "delay,loss,isolate",
     "power-loss,torn-tail",
     "eio,enospc,slow-fsync",
     "bit-flip,truncate,stale-restore,disk-lost",
@@ -33,7 +34,7 @@ const NEMESES: [&str; 14] = [
 const BRIEF: [(&str, &str); 6] = [
     ("mixed", "kill,pause,restart"),
     ("mixed,offline", "power-loss,torn-tail,snapshots"),
-    ("mixed", "halves,isolate,one-way,loss"),
+    ("mixed", "halves,isolate,one-way,delay"),
     ("queue,exactly-once,subscriptions", "add-node,remove-leader,disk-lost"),
     ("takeover,shared,wills,retained", "eio,slow-fsync,clock-jump"),
     ("mixed", "pause+power-loss,halves+kill"),
@@ -185,17 +186,17 @@ mod tests {
 
     #[test]
     fn every_cell_has_its_turn_and_names_what_there_is() {
-        let cells = plan(&options(Some(60 * (9 * 14))));
-        assert_eq!(cells.len(), 9 * 14);
+        let cells = plan(&options(Some(60 * (9 * 15))));
+        assert_eq!(cells.len(), 9 * 15);
         let distinct: std::collections::BTreeSet<_> = cells.iter().map(|c| (&c.workload, &c.nemesis)).collect();
-        assert_eq!(distinct.len(), 9 * 14);
+        assert_eq!(distinct.len(), 9 * 15);
         for cell in cells.iter().chain(&plan(&options(None))) {
             nemesis::parse(&cell.nemesis).unwrap();
             for name in cell.workload.split(',') {
                 assert!(workload::ALL.iter().any(|workload| workload.name == name), "{name}");
             }
         }
-        let again = plan(&options(Some(60 * (9 * 14))));
+        let again = plan(&options(Some(60 * (9 * 15))));
         assert!(cells.iter().zip(&again).all(|(a, b)| (&a.workload, &a.nemesis) == (&b.workload, &b.nemesis)));
     }
 

@@ -124,6 +124,7 @@ fn perform(options: &Options, recorder: &Recorder) -> Report {
     let equipment = Equipment {
         disk_server: needs(Need::Disks).then(|| options.disk_server.clone()),
         faketime: if needs(Need::Clocks) { nemesis::faketime() } else { None },
+        relays: needs(Need::Relays).then(Default::default),
     };
     let short_log = SHORT_LOG.iter().filter(|_| needs(Need::ShortLog));
     let cluster = ClusterOptions {

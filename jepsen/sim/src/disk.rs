@@ -86,6 +86,8 @@ struct Disk {
     /// Counts processes: what an earlier one began is nobody's any more.
     life: u64,
     appended: u64,
+    /// Votes that the process was told are safe, since somebody asked last.
+    promised: Vec<Bytes>,
 }
 
 /// See the module.
@@ -107,6 +109,7 @@ impl SimDisk {
             is_writing: false,
             life: 0,
             appended: 0,
+            promised: Vec::new(),
         })))
     }
 
@@ -123,6 +126,16 @@ impl SimDisk {
     pub(crate) fn records_until(&self, last: u64) -> Vec<(u64, u64)> {
         let disk = self.disk();
         disk.live.records.range(..=last).map(|(index, bytes)| (*index, xxh3_64(bytes))).collect()
+    }
+
+    /// Votes that the process was told are safe, since the last call.
+    pub(crate) fn take_promised(&self) -> Vec<Bytes> {
+        std::mem::take(&mut self.disk().promised)
+    }
+
+    /// A record.
+    pub(crate) fn bytes_of(&self, index: u64) -> Option<Bytes> {
+        self.disk().live.records.get(&index).cloned()
     }
 
     /// Hash of a record.
@@ -251,8 +264,12 @@ impl SimLog {
                 }
             }
             for (change, _) in &taken {
-                if let Change::Append(records) = change {
-                    disk.queued_bytes -= records.iter().map(|r| r.bytes.len()).sum::<usize>();
+                match change {
+                    Change::Append(records) => {
+                        disk.queued_bytes -= records.iter().map(|r| r.bytes.len()).sum::<usize>();
+                    }
+                    Change::Vote(vote) => disk.promised.push(vote.clone()),
+                    Change::Committed(_) | Change::Truncate(_) | Change::Purge(..) => {}
                 }
             }
             note!("disk {} syncs {} changes, {} records", disk.host, taken.len(), disk.appended);

@@ -11,6 +11,9 @@ use crate::{client, history, node};
 /// What a fault does is felt for so long after it: a node starts, a leader is elected.
 const LINGERS: Duration = Duration::from_secs(4);
 
+/// How long nodes are apart from each other: from less than a CONNECT may wait to more.
+const APART: (Duration, Duration) = (Duration::from_secs(5), Duration::from_secs(14));
+
 /// What can go wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -26,6 +29,8 @@ pub(crate) enum Kind {
     Cut,
     /// One link between two nodes is cut.
     Link,
+    /// Every node is on its own, for longer than a CONNECT may wait: nobody leads.
+    Apart,
     /// Syncs are slow.
     SlowDisk,
     /// The network is another.
@@ -36,13 +41,14 @@ pub(crate) enum Kind {
     Client,
 }
 
-const ALL: [Kind; 10] = [
+const ALL: [Kind; 11] = [
     Kind::Kill,
     Kind::Power,
     Kind::Blackout,
     Kind::Stop,
     Kind::Cut,
     Kind::Link,
+    Kind::Apart,
     Kind::SlowDisk,
     Kind::Weather,
     Kind::Clock,
@@ -77,9 +83,17 @@ impl Plan {
         let least = Duration::from_millis(100 + below(1500));
         let mut faults = Vec::new();
         let mut after = between(least, least * 4);
+        let mut apart_again = Duration::ZERO;
         while after < length {
             let number = faults.len() as u32 + 1;
-            let kind = one_of(&kinds).unwrap_or(Kind::Kill);
+            let kind = match one_of(&kinds).unwrap_or(Kind::Kill) {
+                // One at a time, or nobody would ever lead.
+                Kind::Apart if after < apart_again => Kind::Link,
+                kind => kind,
+            };
+            if kind == Kind::Apart {
+                apart_again = after + APART.1 * 2;
+            }
             faults.push(Fault { number, after, kind, seed: below(u64::MAX) });
             after += between(least, least * 4);
         }
@@ -112,7 +126,7 @@ fn some_host() -> Option<Host> {
 
 fn strike(Fault { number, kind, .. }: Fault) {
     let Some(host) = some_host() else { return };
-    let time = some_time();
+    let time = if kind == Kind::Apart { APART.1 } else { some_time() };
     note!("fault {number}: {kind:?} at node {host} for {} ms", time.as_millis());
     let (nemesis, what) = (format!("{kind:?}"), format!("for {} ms", time.as_millis()));
     history::record(None, What::Fault { number, nemesis, nodes: vec![format!("n{host}")], what });
@@ -145,6 +159,15 @@ fn strike(Fault { number, kind, .. }: Fault) {
             let others: Vec<Host> = node::hosts().into_iter().filter(|other| *other != host).collect();
             if let Some(other) = one_of(&others) {
                 cut(host, other, below(3), time);
+            }
+        }
+        Kind::Apart => {
+            let hosts = node::hosts();
+            for (n, host) in hosts.iter().enumerate() {
+                for other in &hosts[n + 1..] {
+                    // They do not find each other at one time.
+                    cut(*host, *other, 2, between(APART.0, time));
+                }
             }
         }
         Kind::SlowDisk => {

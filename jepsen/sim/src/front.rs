@@ -179,6 +179,7 @@ impl Front {
     }
 
     fn take_run(&mut self, run: AppliedRun) {
+        invariants::told(self.host, &run);
         self.applied = self.applied.max(run.index);
         for event in run.events {
             match event {

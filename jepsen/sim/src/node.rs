@@ -18,7 +18,7 @@ use crate::disk::{SimDisk, Unsynced};
 use crate::front::{Effects, Front};
 use crate::invariants;
 use crate::net::{self, Host, Transport};
-use crate::world::{after, between, note, one_of};
+use crate::world::{self, after, below, between, note, one_in, one_of};
 
 /// After a start that failed because nobody answered.
 const START_AGAIN: Duration = Duration::from_millis(700);
@@ -30,6 +30,8 @@ struct Node {
     dir: PathBuf,
     disk: SimDisk,
     retention: LogRetention,
+    /// Rows are flushed once in so many ticks, as a full memtable is; none: only for snapshots.
+    flushes_one_in: Option<u32>,
     /// Counts lives.
     life: u64,
     runtime: Option<Runtime>,
@@ -53,11 +55,13 @@ fn with<T>(host: Host, f: impl FnOnce(&mut Node) -> T) -> Option<T> {
 
 /// So many hosts with empty disks, off.
 pub(crate) fn begin(count: u64, dir: &Path, retention: LogRetention, unsynced: Unsynced) {
+    let flushes_one_in = one_in(2).then(|| 1 + below(4) as u32);
     let node = |host| Node {
         host,
         dir: dir.join(host.to_string()),
         disk: SimDisk::new(host, unsynced),
         retention,
+        flushes_one_in,
         life: 0,
         runtime: None,
         front: None,
@@ -214,8 +218,25 @@ fn tick(host: Host, life: u64) {
     let goes_on = with(host, |node| node.life == life && node.runtime.is_some());
     if goes_on == Some(true) {
         with_front(host, life, Front::tick);
+        flush(host, life);
         after(TICK, move || tick(host, life));
     }
+}
+
+/// The rows' database flushes when it likes, also what stands in no synced log here.
+fn flush(host: Host, life: u64) {
+    let one_in = with(host, |node| node.flushes_one_in).flatten();
+    if !one_in.is_some_and(world::one_in) {
+        return;
+    }
+    after(between(Duration::ZERO, TICK), move || {
+        with_front(host, life, move |front| {
+            note!("node {host} flushes its rows");
+            if let Err(e) = front.cluster().rows().flush() {
+                invariants::violated("a node's rows can be written", &format!("node {host}: {e}"));
+            }
+        });
+    });
 }
 
 /// The process dies; or the machine loses its power.

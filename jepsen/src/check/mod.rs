@@ -14,10 +14,12 @@
 mod agreement;
 mod digests;
 mod exactly_once;
+mod expiry;
 mod filter;
 mod idempotent;
 mod no_loss;
 mod order;
+mod outage;
 mod phantom;
 mod recovery;
 mod repeats;
@@ -80,6 +82,7 @@ fn judge(index: &Index, expectations: &Expectations) -> Report {
     takeover::check(&run, &mut found);
     wills::check(&run, &mut found);
     shared::check(&run, &mut found);
+    expiry::check(&run, &mut found);
     phantom::check(&run, &mut found);
     replay::check(&run, &mut found);
     found.into_report(|line| {

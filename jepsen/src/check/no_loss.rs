@@ -8,7 +8,7 @@
 //!
 //! A loss is told as the prefix, middle or suffix of the publisher's messages to that client: a prefix smells of a
 //! subscription, a suffix of a log that was cut off, a middle of a hole. The node that acknowledged is named.
-//! Of several messages under one idempotency key one must arrive.
+//! Of several messages under one idempotency key one must arrive. A message with an expiry need not.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -27,7 +27,7 @@ pub(super) fn check(run: &Run<'_>, found: &mut Found) {
     let mut wanted: BTreeMap<(ClientAt, ClientAt), Vec<(MessageAt, bool)>> = BTreeMap::new();
     for (message, m) in run.index.messages.iter().enumerate() {
         let effect = run.effects[message];
-        if !effect.is_acknowledged {
+        if !effect.is_acknowledged || m.expiry_s.is_some() {
             continue;
         }
         let Some(publisher) = run.index.publishes_of(message).next().map(|publish| publish.client) else { continue };

@@ -199,6 +199,27 @@ mod tests {
         h
     }
 
+    /// Seed 372 of the simulator, when it had this wrong.
+    #[test]
+    fn a_session_that_a_connect_without_an_answer_made_owes_nothing_of_the_one_that_had_expired() {
+        let outcome = |away_s: u64, is_answered_by_nobody: bool| {
+            let mut h = History::new();
+            let op = h.connect_open(2, 1, false, 5);
+            h.connect(1, 1).connack(2, op, false).subscribe(2, 1, "a", 1);
+            h.publish(1, 1, 0, "a", 1).deliver(2, 1, (1, 0), "a", 1, 1).lost(2, 1).wait_s(away_s);
+            if is_answered_by_nobody {
+                let op = h.connect_open(2, 2, false, 5);
+                h.info(2, op).lost(2, 2);
+            }
+            let op = h.connect_open(2, 3, false, 5);
+            h.connack(2, op, true);
+            broken(h.drain())
+        };
+        assert_eq!(outcome(6, true), []);
+        assert_eq!(outcome(6, false), [(AtLeastOnce, Some(0))], "Session Present says that it was the first one");
+        assert_eq!(outcome(1, true), [(AtLeastOnce, Some(0))], "it cannot have expired");
+    }
+
     #[test]
     fn a_repeat_has_dup_and_a_later_connection() {
         let mut h = delivered();

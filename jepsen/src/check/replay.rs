@@ -10,10 +10,12 @@
 //!   what only others know to be published (guarantees 2 and 6).
 //! - A read of a retained value is at the newest position of those that were acknowledged, or read, before it began, or
 //!   at a newer one (guarantee 7).
+//! - Who finds a retained value by a subscription and stays has all that was written after it: there is no gap between
+//!   what was retained and what comes live (guarantee 7).
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use crate::history::index::{Change, ClientAt, MessageAt, Outcome, TextAt};
+use crate::history::index::{Arrival, Change, ClientAt, MessageAt, Outcome, Subscribing, TextAt};
 use crate::history::read::Line;
 
 use super::run::{Freshness, Run, Stream};
@@ -32,6 +34,7 @@ pub(super) fn check(run: &Run<'_>, found: &mut Found) {
     streams(run, &positions, found);
     subscribers(run, &positions, found);
     registers(run, &positions, found);
+    gaps(run, &positions, found);
 }
 
 fn bad(run: &Run<'_>, guarantee: Guarantee, kind: Kind, message: MessageAt, what: String) -> Violation {
@@ -137,7 +140,7 @@ fn subscribers(run: &Run<'_>, positions: &Positions, found: &mut Found) {
     let mut logs: BTreeMap<TextAt, Vec<(u64, MessageAt)>> = BTreeMap::new();
     for (&message, &position) in positions {
         let m = &run.index.messages[message];
-        if m.qos > 0 && run.stream_of(message).is_some() {
+        if m.qos > 0 && m.expiry_s.is_none() && run.stream_of(message).is_some() {
             logs.entry(m.topic).or_default().push((position, message));
         }
     }
@@ -246,10 +249,67 @@ fn registers(run: &Run<'_>, positions: &Positions, found: &mut Found) {
     }
 }
 
+/// What was written after the value that a subscription found and before what came live to it, and never came.
+fn gaps(run: &Run<'_>, positions: &Positions, found: &mut Found) {
+    let mut writes: BTreeMap<TextAt, Vec<(u64, MessageAt)>> = BTreeMap::new();
+    for (&message, &position) in positions {
+        let m = &run.index.messages[message];
+        if m.retain && m.qos > 0 && m.expiry_s.is_none() {
+            writes.entry(m.topic).or_default().push((position, message));
+        }
+    }
+    writes.values_mut().for_each(|writes| writes.sort_unstable());
+    let mut live: HashMap<(ClientAt, TextAt), Vec<&Arrival>> = HashMap::new();
+    for arrival in run.index.arrivals.iter().filter(|a| !a.retain) {
+        live.entry((arrival.client, arrival.topic)).or_default().push(arrival);
+    }
+    let is_read = |read: &&Subscribing| read.change == Change::Read;
+    // To who subscribes in other ways, too, what comes live may come by those.
+    let others: HashSet<ClientAt> = run.index.subscribing.iter().filter(|r| !is_read(r)).map(|r| r.client).collect();
+    let reads = || run.index.subscribing.iter().filter(is_read).filter(|read| !others.contains(&read.client));
+    let mut begun: HashMap<(ClientAt, TextAt), Vec<Line>> = HashMap::new();
+    for read in reads() {
+        begun.entry((read.client, read.filter)).or_default().push(read.span.invoked);
+    }
+    begun.values_mut().for_each(|lines| lines.sort_unstable());
+    for read in reads().filter(|read| read.span.outcome == Outcome::Ok) {
+        let value = read.value.and_then(|name| run.index.message(name));
+        let Some((from, value)) = value.and_then(|value| Some((*positions.get(&value)?, value))) else { continue };
+        let (Some(writes), Some(live)) = (writes.get(&read.filter), live.get(&(read.client, read.filter))) else {
+            continue;
+        };
+        let begun = &begun[&(read.client, read.filter)];
+        let next = begun.get(begun.partition_point(|line| *line <= read.span.invoked));
+        let is_its = |a: &&&Arrival| a.conn == read.conn && next.is_none_or(|next| a.line < *next);
+        let since = live.partition_point(|a| a.line < read.span.invoked);
+        // What an earlier subscription left on the way stands before the value that this one found.
+        let came: BTreeMap<u64, Line> = live[since..]
+            .iter()
+            .take_while(is_its)
+            .filter_map(|a| Some((*positions.get(&a.message?)?, a.line)))
+            .filter(|(position, _)| *position > from)
+            .collect();
+        let Some((&to, &line)) = came.last_key_value() else { continue };
+        let after = writes.partition_point(|(position, _)| *position <= from);
+        let between = writes[after..].iter().take_while(|(position, _)| *position < to);
+        for &(position, message) in between.filter(|(position, _)| !came.contains_key(position)) {
+            let what = format!(
+                "stands in the log at {position}, after {}, which a subscription found, and before what came live to \
+                 it at {to}; it never came",
+                run.name(value)
+            );
+            let mut bad = bad(run, Guarantee::Retained, Kind::Lost, message, what);
+            bad.client = Some(run.client(read.client));
+            bad.lines.extend([read.span.invoked, line]);
+            found.violations.push(bad);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use crate::check::testkit::{History, broken};
-    use crate::check::verdict::Guarantee::{NoAcknowledgedLoss, Order};
+    use crate::check::verdict::Guarantee::{NoAcknowledgedLoss, Order, Retained};
 
     fn connected() -> History {
         let mut h = History::new();
@@ -303,5 +363,33 @@ mod tests {
             }
         }
         assert_eq!(broken(h.drain()), [(NoAcknowledgedLoss, Some(1))]);
+    }
+    #[test]
+    fn between_the_retained_value_and_what_comes_live_there_is_no_gap() {
+        // Each stands at 10 more than its number.
+        let retain = |h: &mut History, seq: u64| {
+            let op = h.retain_open(1, 1, seq, "r", 1);
+            h.puback_at(1, op, 10 + seq);
+        };
+        let history = |found: u64| {
+            let mut h = History::new();
+            h.connect(1, 1).connect(2, 1);
+            (0..2).for_each(|seq| retain(&mut h, seq));
+            let op = h.read_open(2, 1, "r");
+            (2..4).for_each(|seq| retain(&mut h, seq));
+            h.found(2, op, Some((1, found)));
+            h.deliver_at(2, 1, (1, 3), "r", 1, 1, 13).settle(2, 1, 1);
+            h
+        };
+        // It was subscribed after 12, or before it: then 12 came, too.
+        assert_eq!(broken(history(2).drain()), []);
+        assert_eq!(broken(history(1).drain()), [(Retained, Some(2))]);
+        let mut h = history(2);
+        // What comes after the next read says nothing of the one before.
+        retain(&mut h, 4);
+        h.read(2, 1, "r", Some((1, 4)));
+        retain(&mut h, 5);
+        h.deliver_at(2, 1, (1, 5), "r", 1, 2, 15).settle(2, 1, 2);
+        assert_eq!(broken(h.drain()), []);
     }
 }

@@ -11,6 +11,7 @@ use crate::history::index::{
 use crate::history::read::Line;
 
 use super::filter;
+use super::outage::Outages;
 use super::timeline::{End, Start, Timeline};
 use super::verdict::{Expectations, Guarantee, Kind, Violation};
 
@@ -86,6 +87,7 @@ pub(super) struct Run<'a> {
     pub(super) attached: Vec<Option<ConnAt>>,
     /// For each CONNECT the last line at which it, or one of its client before it, may take effect.
     pub(super) reach: Vec<Line>,
+    pub(super) outages: Outages,
 }
 
 impl<'a> Run<'a> {
@@ -99,6 +101,7 @@ impl<'a> Run<'a> {
             routes: HashMap::new(),
             attached: Vec::new(),
             reach: vec![Line::START; index.conns.len()],
+            outages: Outages::of(index),
         };
         for client in &index.clients {
             let mut reach = Line::START;
@@ -193,7 +196,9 @@ impl<'a> Run<'a> {
     /// Whether the first delivery of the message to the client is certainly that of the first time it was published.
     pub(super) fn is_of_the_first_time(&self, client: ClientAt, message: MessageAt) -> bool {
         let effect = self.effects[message];
-        effect.times <= 1 || self.is_subscribed(client, message, effect.by)
+        // Of two that expire the first may have, and the second come.
+        let comes_surely = self.index.messages[message].expiry_s.is_none();
+        effect.times <= 1 || (comes_surely && self.is_subscribed(client, message, effect.by))
     }
 
     /// Certainly subscribed, above QoS 0, from before the message could be published until `to`.
@@ -261,7 +266,8 @@ impl<'a> Run<'a> {
     /// When a CONNECT without an answer has certainly been forgotten.
     pub(super) fn forgotten(&self, conn: ConnAt) -> Line {
         let invoked_ns = self.index.at_ns(self.index.conns[conn].span.invoked);
-        let deadline_ns = invoked_ns.saturating_add(self.expectations.connect_deadline_ns);
+        // It may stand in the log of a leader that commits nothing for as long as nobody can.
+        let deadline_ns = self.outages.after(invoked_ns, self.expectations.connect_deadline_ns);
         let line = self.index.line_at(deadline_ns);
         if line.0 as usize >= self.index.events.len() { Line::NEVER } else { line }
     }
@@ -310,26 +316,27 @@ impl<'a> Run<'a> {
     fn lives(&self, all: &[ConnAt], mut opened: Vec<ConnAt>, places: &mut [Place]) {
         let conns = &self.index.conns;
         opened.sort_by_key(|&at| conns[at].span.ended);
-        // What may have made a new session without our knowing. The last that was invoked is the last to be forgotten.
-        let doubtful: Vec<ConnAt> = all
-            .iter()
-            .copied()
-            .filter(|&at| conns[at].span.outcome == Outcome::Info && self.ends_a_session(at))
-            .collect();
-        let last_doubtful = |line: Line| {
-            let count = doubtful.partition_point(|&d| conns[d].span.invoked < line);
-            count.checked_sub(1).map(|last| doubtful[last])
+        // What may have made a new session without our knowing: at once, or where the one before had expired. The last
+        // that was invoked is the last to be forgotten.
+        let unanswered: Vec<ConnAt> =
+            all.iter().copied().filter(|&at| conns[at].span.outcome == Outcome::Info).collect();
+        let doubtful: Vec<ConnAt> = unanswered.iter().copied().filter(|&at| self.ends_a_session(at)).collect();
+        let is_open = |of: &[ConnAt], line: Line, since: Line| {
+            let count = of.partition_point(|&d| conns[d].span.invoked < line);
+            count.checked_sub(1).is_some_and(|last| self.forgotten(of[last]) > since)
         };
         let mut life = 0;
         let mut before: Option<ConnAt> = None;
         for at in opened {
             let goes_on = before.is_some_and(|before| {
-                let since = conns[before].span.invoked;
+                let (since, until) = (conns[before].span.invoked, conns[at].span.ended);
+                let may_have_expired = || self.may_have_expired(before, until).is_some();
                 conns[at].present
                     && conns[before].expiry_s > 0
                     && !places[at].is_one_of_several
                     && !places[before].is_one_of_several
-                    && last_doubtful(conns[at].span.ended).is_none_or(|d| self.forgotten(d) <= since)
+                    && !is_open(&doubtful, until, since)
+                    && (!is_open(&unanswered, until, since) || !may_have_expired())
             });
             if !goes_on {
                 life += 1;
@@ -352,6 +359,12 @@ impl<'a> Run<'a> {
         }
         if conn.expiry_s == u32::MAX {
             return None;
+        }
+        // After a total outage cluster time is what the wall clocks of a majority say, also when they are wrong.
+        let alive_ns = self.index.at_ns(conn.alive_after);
+        let wrong_ns = self.index.wrong_clock.map(|since| self.index.at_ns(since).max(alive_ns));
+        if wrong_ns.is_some_and(|since| self.outages.may_be_cold(since, self.index.at_ns(at))) {
+            return Some(conn.alive_after);
         }
         // Cluster time is not our clock: some slack.
         let expiry_ns = u64::from(conn.expiry_s).saturating_mul(900_000_000).saturating_sub(1_000_000_000);

@@ -127,7 +127,8 @@ fn owed(
     for (message, m) in run.index.messages.iter().enumerate() {
         let effect = run.effects[message];
         let matches = || run.routes(m.topic).is_some_and(|to| to.values().any(|r| r.shared.contains(&first)));
-        if !effect.is_acknowledged || effect.times != 1 || elsewhere.contains_key(&message) || !matches() {
+        let need_not_come = m.expiry_s.is_some() || elsewhere.contains_key(&message);
+        if !effect.is_acknowledged || effect.times != 1 || need_not_come || !matches() {
             continue;
         }
         let is_there = |at: TimelineAt| {

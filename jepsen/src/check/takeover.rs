@@ -231,6 +231,24 @@ mod tests {
         assert_eq!(both(&[2, 1]), [(OneOwner, None)]);
     }
 
+    /// Seed 327 of the simulator: a total outage, after which two wall clocks of three were seconds ahead.
+    #[test]
+    fn by_a_wrong_wall_clock_a_session_may_have_expired() {
+        let outcome = |nemesis: &str, expiry_s: u32, nobody_is_served_s: u64| {
+            let mut h = History::new();
+            let op = h.connect_open(1, 1, false, expiry_s);
+            h.connack(1, op, false).lost(1, 1).fault(1, nemesis).wait_s(nobody_is_served_s).healed(1);
+            let op = h.connect_open(1, 2, false, expiry_s);
+            h.connack(1, op, false);
+            broken(h.drain())
+        };
+        assert_eq!(outcome("Clock", 60, 1), []);
+        assert_eq!(outcome("clock-jump", 60, 1), []);
+        assert_eq!(outcome("Clock", 60, 0), [(OneOwner, None)], "not all nodes can have started anew");
+        assert_eq!(outcome("Blackout", 60, 1), [(OneOwner, None)]);
+        assert_eq!(outcome("Clock", u32::MAX, 1), [(OneOwner, None)], "it never expires");
+    }
+
     #[test]
     fn session_present_is_exact() {
         let second = |expiry_s: u32, clean_start: bool, present: bool| {
@@ -249,6 +267,19 @@ mod tests {
         let op = h.connect_open(1, 1, false, 60);
         h.connack(1, op, true);
         assert_eq!(broken(h.drain()), [(OneOwner, None)], "nobody was there before");
+    }
+
+    /// It stood in the log of a leader that could commit nothing, and took the session when somebody could.
+    #[test]
+    fn a_connect_that_nobody_answered_is_not_forgotten_in_an_outage() {
+        for is_outage in [true, false] {
+            let mut h = History::new();
+            h.connect(1, 1).connect(2, 1);
+            let op = h.connect_open(1, 2, false, 60);
+            h.info(1, op).lost(1, 1).busy(2, 40, !is_outage).resume(1, 3).told(1, 3, 0x8E).drain();
+            let wanted: &[_] = if is_outage { &[] } else { &[(OneOwner, None)] };
+            assert_eq!(broken(&h), wanted);
+        }
     }
 
     #[test]

@@ -39,6 +39,8 @@ pub enum Guarantee {
     Wills,
     /// 10.
     Shared,
+    /// 11.
+    Bounded,
     /// 12.
     ReplicasAgree,
     /// 13.
@@ -60,6 +62,7 @@ impl Guarantee {
             Self::OneOwner => 8,
             Self::Wills => 9,
             Self::Shared => 10,
+            Self::Bounded => 11,
             Self::ReplicasAgree => 12,
             Self::Available => 13,
         })
@@ -79,6 +82,7 @@ impl fmt::Display for Guarantee {
             Self::OneOwner => "one owner",
             Self::Wills => "wills",
             Self::Shared => "shared groups",
+            Self::Bounded => "bounded and loud",
             Self::ReplicasAgree => "replicas agree",
             Self::Available => "available with a majority",
         };
@@ -159,7 +163,8 @@ pub struct Expectations {
     /// How long a CONNECT that nobody answered may still take effect: the broker's `connect_deadline_ms`, and time for
     /// its clock to be behind.
     pub connect_deadline_ns: u64,
-    /// How much later than its delay a will may be published: the broker's `node_timeout`, an election, a tick.
+    /// How much later than its delay a will may be published, or than its expiry a message be sent: the broker's
+    /// `node_timeout`, an election, a tick.
     pub will_late_ns_max: u64,
 }
 

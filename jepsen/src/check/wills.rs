@@ -2,7 +2,8 @@
 //!
 //! **Certainly due**: its CONNACK was seen, no DISCONNECT without will was begun on it, and the connection is over, with
 //! delay 0; or its session ended with a CONNACK of Session Present 0; or nobody asked for the session again until delay
-//! and [`Expectations::will_late_ns_max`] had passed since the end of the connection. Then it arrives at everyone who
+//! and [`Expectations::will_late_ns_max`] had passed since the end of the connection, without the time in which nobody was
+//! served ([`super::outage`]). Then it arrives at everyone who
 //! was certainly subscribed from when its connection was still alive to the end, and is connected in a drained history.
 //!
 //! **Certainly not due**: its CONNECT was refused; or the connection was alive after the will had arrived; or, with a
@@ -106,12 +107,14 @@ fn due(run: &Run<'_>, at: ConnAt) -> Option<Line> {
         return run.places[at].next.filter(|_| delay_s == 0).map(|next| conns[next].span.ended);
     };
     let end_ns = run.index.at_ns(Line::NEVER);
-    let late_ns = run.index.at_ns(over).saturating_add(run.expectations.will_late_ns_max);
+    let (over_ns, late_ns_max) = (run.index.at_ns(over), run.expectations.will_late_ns_max);
+    let late_ns = run.outages.after(over_ns, late_ns_max);
     // The broker may take a while to see that a connection is over.
     if delay_s == 0 {
         return (late_ns <= end_ns || run.places[at].next.is_some()).then_some(over);
     }
-    let due_ns = late_ns.saturating_add(u64::from(delay_s).saturating_mul(1_000_000_000));
+    let delay_ns = u64::from(delay_s).saturating_mul(1_000_000_000);
+    let due_ns = run.outages.after(over_ns, late_ns_max.saturating_add(delay_ns));
     match later(run, at).next() {
         None => (due_ns <= end_ns).then_some(over),
         Some(next) if run.index.at_ns(conns[next].span.invoked) > due_ns => Some(over),
@@ -248,6 +251,19 @@ mod tests {
         let mut h = with_will(10);
         h.lost(1, 1).wait_s(60).drain();
         assert_eq!(broken(&h), [(Wills, Some(0))], "nobody came back");
+    }
+
+    /// Its session is resumed after longer than its delay; meanwhile another client is served, or is not.
+    #[test]
+    fn it_is_not_due_while_nobody_is_served() {
+        for is_outage in [true, false] {
+            let mut h = with_will(3);
+            h.lost(1, 1);
+            h.busy(2, 40, !is_outage);
+            h.resume(1, 2).drain();
+            let wanted: &[_] = if is_outage { &[] } else { &[(Wills, Some(0))] };
+            assert_eq!(broken(&h), wanted);
+        }
     }
 
     #[test]

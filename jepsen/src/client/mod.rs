@@ -360,17 +360,12 @@ impl Client {
 
     /// Publishes at QoS 1 or 2 without waiting for the answer. The message, if there was a connection.
     pub(crate) fn publish(&mut self, topic: &str, qos: u8, retain: bool) -> Option<MessageName> {
-        self.publish_under(None, topic, qos, retain)
+        self.publish_with(Extras::default(), topic, qos, retain)
     }
 
-    /// The same with an idempotency key, of a client of 5.0.
-    pub(crate) fn publish_under(
-        &mut self,
-        key: Option<String>,
-        topic: &str,
-        qos: u8,
-        retain: bool,
-    ) -> Option<MessageName> {
+    /// The same with what 5.0 has beside; a client of 3.1.1 leaves it out.
+    pub(crate) fn publish_with(&mut self, extras: Extras, topic: &str, qos: u8, retain: bool) -> Option<MessageName> {
+        let Extras { key, expiry_s } = if self.manner.version == Version::V5 { extras } else { Extras::default() };
         let connection = self.conn.as_ref()?.id;
         let message = MessageName { publisher: self.id.0, seq: self.seq };
         self.seq += 1;
@@ -382,12 +377,12 @@ impl Client {
             retain,
             topic: topic.clone(),
             id: packet_id,
-            properties: key.iter().map(|key| idempotency_key(key)).collect(),
+            properties: key.iter().map(|key| idempotency_key(key)).chain(expiry_s.map(expiry)).collect(),
             payload: message.payload(""),
         };
         let mut bytes = Vec::new();
         encode::publish(&mut bytes, self.manner.version, &publish);
-        let call = Call::Publish { connection, message, topic, qos, retain, packet_id, key };
+        let call = Call::Publish { connection, message, topic, qos, retain, packet_id, key, expiry_s };
         self.record(What::Invoke { op, call });
         self.session.begin(op, publish);
         self.waiting_since.get_or_insert_with(Instant::now);
@@ -419,8 +414,9 @@ impl Client {
         self.send(&bytes) && self.wait_answer().is_some_and(|code| code < 0x80)
     }
 
-    /// The retained value of a topic. `is_quiet`: no fault is about, so that silence means that there is none.
-    pub(crate) fn read_retained(&mut self, topic: &str, is_quiet: bool) {
+    /// The retained value of a topic. `is_quiet`: no fault is about, so that silence means that there is none. Its
+    /// subscription stands on for `linger`: what comes live then must go on where the value ends.
+    pub(crate) fn read_retained(&mut self, topic: &str, is_quiet: bool, linger: Duration) {
         let Some(connection) = self.conn.as_ref().map(|c| c.id) else { return };
         let topic = &self.identity.topic(topic);
         let (op, packet_id) = (self.recorder.op(), self.session.id());
@@ -438,6 +434,9 @@ impl Client {
             None if is_silent => What::Ok { op, answer: Answer::Retained { message: None } },
             None => What::Info { op, why: "no retained message came".to_owned() },
         });
+        if found.is_some() {
+            self.pump(linger);
+        }
         if self.is_connected() {
             let (packet_id, mut bytes) = (self.session.id(), Vec::new());
             encode::unsubscribe(&mut bytes, self.manner.version, packet_id, &[topic]);
@@ -495,6 +494,19 @@ impl Client {
             self.record(What::Closed { connection: ghost.id, how: Closing::Broken });
         }
     }
+}
+
+/// What a PUBLISH of 5.0 may have beside.
+#[derive(Debug, Default)]
+pub(crate) struct Extras {
+    /// Idempotency key.
+    pub(crate) key: Option<String>,
+    /// Message Expiry Interval, seconds.
+    pub(crate) expiry_s: Option<u32>,
+}
+
+fn expiry(seconds: u32) -> Property {
+    Property { id: property::MESSAGE_EXPIRY, value: Value::U32(seconds) }
 }
 
 fn idempotency_key(key: &str) -> Property {

@@ -5,10 +5,12 @@
 //! show: the node goes on and may do harm, and its peers hear neither a reset nor a refusal. Needs Linux, `ip` and root.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::Write as _;
 use std::net::Ipv4Addr;
 use std::os::linux::net::SocketAddrExt as _;
 use std::os::unix::net::{SocketAddr, UnixListener};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use super::HarnessError;
@@ -88,6 +90,32 @@ fn claim(pid: u32) -> Result<(u8, UnixListener), HarnessError> {
     Err(HarnessError::Answer { what, answer: "all 256 networks are in use by other processes".into() })
 }
 
+/// Removes what harnesses left behind that were ended in the middle.
+fn sweep() {
+    let names = |dir: &str| -> Vec<String> {
+        let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().into_string().ok()).collect()
+    };
+    let is_left = |name: &String| owner_of(name).is_some_and(|pid| !Path::new(&format!("/proc/{pid}")).exists());
+    let namespaces = names("/run/netns").into_iter().filter(is_left).map(|name| format!("netns del {name}"));
+    let links = names("/sys/class/net").into_iter().filter(is_left).map(|name| format!("link del {name}"));
+    for command in namespaces.chain(links).collect::<Vec<_>>() {
+        // Links end with the namespace of their other end, and another run may be sweeping, too.
+        drop(ip(&command));
+    }
+}
+
+/// Process that a namespace, bridge or link belongs to, by its name.
+fn owner_of(name: &str) -> Option<u32> {
+    let rest = name.strip_prefix('q')?;
+    let digits = rest.find(|c: char| !c.is_ascii_digit())?;
+    let (pid, kind) = rest.split_at_checked(digits)?;
+    let is_ours = ["n", "bp", "bc", "p", "c"]
+        .iter()
+        .any(|start| kind.strip_prefix(start).is_some_and(|place| place.chars().all(|c| c.is_ascii_digit())));
+    if is_ours { pid.parse().ok() } else { None }
+}
+
 impl Network {
     /// A network without machines.
     ///
@@ -96,6 +124,7 @@ impl Network {
     pub fn new() -> Result<Self, HarnessError> {
         let pid = std::process::id();
         let (net, claim) = claim(pid)?;
+        sweep();
         let network = Self { tag: format!("q{pid}"), net, _claim: claim, machines: 0, drops: BTreeMap::new() };
         for link in [Link::Peers, Link::Clients] {
             let bridge = network.bridge(link);
@@ -261,6 +290,21 @@ impl Drop for Network {
             if let Err(e) = ip(&command) {
                 eprintln!("harness: {e}");
             }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_tell_whose_they_are() {
+        for ours in ["q812n0", "q812bp", "q812bc", "q812p2", "q812c11"] {
+            assert_eq!(owner_of(ours), Some(812), "{ours}");
+        }
+        for other in ["eth0", "q", "q12", "qemu0", "q812x1", "q812nx", "br-q812"] {
+            assert_eq!(owner_of(other), None, "{other}");
         }
     }
 }

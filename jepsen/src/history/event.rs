@@ -191,6 +191,9 @@ pub enum Call {
         /// `idempotency-key`.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         key: Option<String>,
+        /// Message Expiry Interval, seconds.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        expiry_s: Option<u32>,
     },
     /// SUBSCRIBE with one filter.
     Subscribe {

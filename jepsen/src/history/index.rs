@@ -107,6 +107,8 @@ pub struct Message {
     pub retain: bool,
     /// Idempotency key.
     pub key: Option<TextAt>,
+    /// Message Expiry Interval, seconds: after that it need not come.
+    pub expiry_s: Option<u32>,
     /// From where.
     pub origin: Origin,
 }
@@ -241,6 +243,8 @@ pub struct Index {
     pub proofs: Vec<Proof>,
     /// Line of [`What::Drain`].
     pub drain: Option<Line>,
+    /// From here on the wall clock of a node may be wrong.
+    pub wrong_clock: Option<Line>,
     texts: Vec<String>,
     by_text: HashMap<String, TextAt>,
     by_client: HashMap<Client, ClientAt>,
@@ -364,6 +368,9 @@ impl Index {
     fn take(&mut self, line: Line, event: &Event) -> Result<(), Fault> {
         match &event.what {
             What::Drain => self.drain = self.drain.or(Some(line)),
+            What::Fault { nemesis, .. } if nemesis.to_ascii_lowercase().contains("clock") => {
+                self.wrong_clock = self.wrong_clock.or(Some(line));
+            }
             What::Fault { .. }
             | What::Healed { .. }
             | What::NotInstalled { .. }
@@ -442,7 +449,7 @@ impl Index {
                 self.conns[conn].disconnect = Some((line, *with_will));
                 (Target::Disconnect, conn)
             }
-            Call::Publish { connection, message, topic, qos, retain, key, .. } => {
+            Call::Publish { connection, message, topic, qos, retain, key, expiry_s, .. } => {
                 let conn = self.conn_at(client, *connection)?;
                 let (topic, key) = (self.text_at(topic), key.as_ref().map(|key| self.text_at(key)));
                 let at = self.publishes.len();
@@ -453,6 +460,7 @@ impl Index {
                         qos: *qos,
                         retain: *retain,
                         key,
+                        expiry_s: *expiry_s,
                         origin: Origin::Publishes(Vec::new()),
                     },
                     at,
@@ -493,6 +501,7 @@ impl Index {
                     qos: will.qos,
                     retain: false,
                     key: None,
+                    expiry_s: None,
                     origin: Origin::Will(at),
                 };
                 Some((self.new_message(message)?, will.delay_s))

@@ -104,7 +104,7 @@ fn file_of(world: &mut World, place: usize) -> Result<PathBuf, Refused> {
     let name = |path: &Path| path.file_name().unwrap_or_default().to_string_lossy().into_owned();
     let is_in = |path: &Path, part: &str| path.components().any(|c| c.as_os_str() == part);
     let kinds: [Vec<PathBuf>; 4] = [
-        all.iter().filter(|p| name(p).ends_with(".log")).cloned().collect(),
+        all.iter().filter(|p| name(p).ends_with(".log") || name(p).ends_with(".seg")).cloned().collect(),
         all.iter().filter(|p| name(p).ends_with(".sst") && !is_in(p, "snapshots")).cloned().collect(),
         all.iter().filter(|p| name(p).starts_with("MANIFEST")).cloned().collect(),
         all.iter().filter(|p| is_in(p, "snapshots")).cloned().collect(),

@@ -5,6 +5,7 @@
 
 mod clock;
 mod damage;
+mod delay;
 mod disks;
 mod membership;
 mod network;
@@ -52,6 +53,8 @@ pub(crate) enum Need {
     Nothing,
     /// Links that can be cut.
     Machines,
+    /// Relays between nodes.
+    Relays,
     /// The disk that forgets.
     Disks,
     /// A clock for each process.
@@ -73,7 +76,8 @@ pub(crate) struct Kind {
 
 /// All of them.
 pub(crate) fn all() -> Vec<Kind> {
-    [processes::KINDS, network::KINDS, disks::KINDS, damage::KINDS, clock::KINDS, membership::KINDS].concat()
+    [processes::KINDS, network::KINDS, delay::KINDS, disks::KINDS, damage::KINDS, clock::KINDS, membership::KINDS]
+        .concat()
 }
 
 /// What was done, to the nodes at these places.

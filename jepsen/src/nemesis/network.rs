@@ -2,7 +2,6 @@
 //! that packets vanish without a word, on connections that stand too.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 
 use super::world::Scope;
 use super::{Installed, Kind, Need, Nemesis, Refused, World, installed};
@@ -37,12 +36,6 @@ pub(super) const KINDS: &[Kind] = &[
         about: "the leader's link to clients is cut, its link to its peers is not",
         need: Need::Machines,
         make: || Box::new(Unplug { link: Link::Clients, place: None }),
-    },
-    Kind {
-        name: "delay",
-        about: "20 to 200 ms and jitter on the links between nodes, by netem",
-        need: Need::Machines,
-        make: || Box::new(Delay::default()),
     },
 ];
 
@@ -172,42 +165,6 @@ impl Nemesis for Unplug {
 
     fn heal(&mut self, world: &mut World) -> Result<(), HarnessError> {
         self.place.take().map_or(Ok(()), |place| world.cluster.heal(place, self.link))
-    }
-}
-
-#[derive(Default)]
-struct Delay {
-    namespaces: Vec<String>,
-}
-
-fn tc(namespace: &str, arguments: &str) -> Result<(), String> {
-    let net = format!("--net=/run/netns/{namespace}");
-    let run = Command::new("nsenter").args([&net, "--", "tc"]).args(arguments.split(' ')).output();
-    let output = run.map_err(|e| format!("tc (is iproute2 installed?): {e}"))?;
-    if output.status.success() { Ok(()) } else { Err(String::from_utf8_lossy(&output.stderr).trim().to_owned()) }
-}
-
-impl Nemesis for Delay {
-    fn install(&mut self, world: &mut World) -> Result<Installed, Refused> {
-        let scope = world.any_scope();
-        let (places, ms) = (world.targets(scope), world.rng.between(20, 200));
-        for place in &places {
-            let Some(namespace) = world.cluster.node(*place)?.namespace.clone() else {
-                return Err(Refused("the nodes have no machines of their own".into()));
-            };
-            let rule = format!("qdisc add dev peers root netem delay {ms}ms {}ms", ms / 2);
-            tc(&namespace, &rule).map_err(|e| Refused(format!("tc {rule}: {e} (does this kernel have netem?)")))?;
-            self.namespaces.push(namespace);
-        }
-        Ok(installed(world, &places, format!("{ms} ms, and {} ms of jitter", ms / 2)))
-    }
-
-    fn heal(&mut self, _: &mut World) -> Result<(), HarnessError> {
-        for namespace in std::mem::take(&mut self.namespaces) {
-            tc(&namespace, "qdisc del dev peers root")
-                .map_err(|answer| HarnessError::Answer { what: "ending a delay".into(), answer })?;
-        }
-        Ok(())
     }
 }
 

@@ -7,9 +7,10 @@ use std::process::Command;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::delay::Relays;
 use crate::client::Directory;
 use crate::disk::{Cut, DiskError, FaultDisk};
-use crate::harness::{Cluster, ClusterOptions, ClusterView, HarnessError, NodeProcess, Prepare, Start, http};
+use crate::harness::{Cluster, ClusterOptions, ClusterView, HarnessError, NodeProcess, Prepare, Start, http, wait_for};
 use crate::history::event::What;
 use crate::history::record::Recorder;
 use crate::rng::Rng;
@@ -18,6 +19,8 @@ use crate::rng::Rng;
 const ANSWER_MAX: Duration = Duration::from_secs(1);
 /// A change of members is tried again for so long.
 const CHANGE_MAX: Duration = Duration::from_secs(60);
+/// Longest time for a node to join, faults or not.
+const JOIN_MAX: Duration = Duration::from_secs(30);
 /// Longest time until all members serve again once all faults are healed.
 const SERVE_MAX: Duration = Duration::from_secs(90);
 
@@ -28,6 +31,8 @@ pub(crate) struct Equipment {
     pub(crate) disk_server: Option<PathBuf>,
     /// Library that gives a process a clock of its own.
     pub(crate) faketime: Option<PathBuf>,
+    /// Through which nodes talk to each other; none: they do so directly.
+    pub(crate) relays: Option<Relays>,
 }
 
 type Disks = Arc<Mutex<BTreeMap<String, FaultDisk>>>;
@@ -38,6 +43,7 @@ pub(crate) struct World {
     pub(crate) cluster: Cluster,
     pub(crate) rng: Rng,
     pub(crate) recorder: Recorder,
+    pub(super) relays: Option<Relays>,
     disks: Disks,
     directory: Directory,
     /// Places of the nodes that belong to the cluster and should run.
@@ -67,14 +73,14 @@ impl World {
         recorder: Recorder,
         directory: Directory,
     ) -> Result<Self, HarnessError> {
-        let disks = Disks::default();
+        let (disks, relays) = (Disks::default(), equipment.relays.clone());
         let prepared = Arc::clone(&disks);
         let prepare = Prepare(Box::new(move |node| prepare(node, &equipment, &prepared)));
         let cluster = Cluster::start_prepared(options, Some(prepare))?;
         let members = (0..cluster.nodes.len()).collect();
         let rng = Rng::of(seed, u64::MAX);
         let held = BTreeMap::new();
-        let world = Self { cluster, rng, recorder, disks, directory, members, held, owners: 0 };
+        let world = Self { cluster, rng, recorder, relays, disks, directory, members, held, owners: 0 };
         world.tell_clients();
         Ok(world)
     }
@@ -281,11 +287,13 @@ impl World {
         }
     }
 
-    /// Node id of a member.
+    /// Node id of a member, as soon as somebody who knows a leader says it.
     pub(crate) fn id(&mut self, place: usize) -> Result<u64, HarnessError> {
         let name = self.name(place);
-        let id = self.view().and_then(|view| view.node(&name).map(|node| node.id));
-        id.ok_or_else(|| HarnessError::Answer { what: format!("node id of {name}"), answer: "nobody knows it".into() })
+        wait_for(&format!("node id of {name}"), CHANGE_MAX, || {
+            let id = self.view().and_then(|view| view.node(&name).map(|node| node.id));
+            id.ok_or_else(|| "nobody knows it".to_owned())
+        })
     }
 
     /// Takes a member out of the cluster for good and ends its process.
@@ -302,7 +310,7 @@ impl World {
     pub(crate) fn add(&mut self) -> Result<usize, HarnessError> {
         let place = self.cluster.start_node()?;
         let name = self.name(place);
-        let end = Instant::now() + SERVE_MAX;
+        let end = Instant::now() + JOIN_MAX;
         let is_voter = |view: &ClusterView| view.node(&name).is_some_and(|n| n.role != "learner" && n.state == "up");
         loop {
             let view = self.view();
@@ -310,8 +318,9 @@ impl World {
                 break;
             }
             if Instant::now() >= end {
-                let what = HarnessError::Answer { what: format!("{name} joins"), answer: format!("{view:?}") };
-                return Err(self.cluster.with_logs(&what));
+                // It must not become a member behind our back.
+                self.cluster.node_mut(place)?.kill()?;
+                return Err(HarnessError::Answer { what: format!("{name} joins"), answer: format!("{view:?}") });
             }
             std::thread::sleep(Duration::from_millis(100));
         }
@@ -351,7 +360,15 @@ impl World {
     }
 }
 
-/// A new node's disk and clock.
+impl Drop for World {
+    fn drop(&mut self) {
+        if let Some(relays) = &self.relays {
+            relays.stop();
+        }
+    }
+}
+
+/// A new node's disk, clock and relay.
 fn prepare(node: &mut NodeProcess, equipment: &Equipment, disks: &Disks) -> Result<(), HarnessError> {
     let name = node.name.clone();
     let failed = |what: &str, answer: String| HarnessError::Answer { what: format!("{what} of {name}"), answer };
@@ -361,6 +378,9 @@ fn prepare(node: &mut NodeProcess, equipment: &Equipment, disks: &Disks) -> Resu
         command.arg("disk");
         let disk = FaultDisk::mount(command, &node.data_dir).map_err(|e| failed("disk", e.to_string()))?;
         disks.lock().unwrap_or_else(PoisonError::into_inner).insert(name.clone(), disk);
+    }
+    if let Some(relays) = &equipment.relays {
+        relays.start(node)?;
     }
     if let Some(library) = &equipment.faketime {
         let clock = super::clock::file(&node.data_dir);

@@ -15,7 +15,7 @@ history against each promise. This page is written by `quorate-faults report`; d
 in [their ledger](proof/ledger.md), the figures of every run in `docs/proof/runs.jsonl`.
 
 ```sh
-make jepsen                       # what CI runs: simulated nodes, then real ones under faults, about five minutes
+make jepsen                       # what CI runs: simulated nodes, then real ones under faults, about ten minutes
 make jepsen-full HOURS=4          # the whole matrix, and this page
 quorate-faults run --workload mixed --nemesis kill,power-loss --time 60 --seed 7 --out /tmp/run
 quorate-faults list               # workloads and nemeses, and which of them this machine can have
@@ -29,8 +29,8 @@ arrived, and enough happened to say so; otherwise it is a violation (exit 1), or
 const LIMITS: &str = "\
 ## What this does not show
 - Time stands on one machine: three brokers, their clients and the disks share its processors. Unavailability counts
-  faults that take a majority away, during which nothing may be acknowledged; recovery counts from a fault, or its end, to
-  a client's next acknowledgement, which includes the client's own way to another node.
+  faults that take a majority away, during which nothing may be acknowledged; recovery counts from a client's
+  first operation after a fault, or its end, to an acknowledgement, which includes its own way to another node.
 - The disk that forgets is a file system of ours over FUSE; it keeps to what fsync promises, which not every disk does.
 - No run proves that there are no bugs; the seeded bugs show what kinds would be noticed.
 ";

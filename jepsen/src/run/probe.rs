@@ -30,17 +30,6 @@ fn clocks() -> Result<(), String> {
     nemesis::faketime().map(drop).ok_or_else(|| "libfaketime is not installed (Debian: faketime)".into())
 }
 
-fn netem() -> Result<(), String> {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let module = Path::new("/lib/modules").join(release.trim()).join("kernel/net/sched/sch_netem.ko");
-    let is_there = module.exists() || Path::new("/sys/module/sch_netem").exists();
-    if is_there {
-        Ok(())
-    } else {
-        Err("this kernel seems to have no netem; it is tried, and said when it fails".into())
-    }
-}
-
 /// Workloads, nemeses, and what of them can be installed here, or why not.
 #[must_use]
 pub fn list() -> String {
@@ -51,8 +40,7 @@ pub fn list() -> String {
     text.push_str("nemeses (a,b: in turn and together; a+b: always together, a first; none; all):\n");
     for kind in nemesis::all() {
         let can = match kind.need {
-            _ if kind.name == "delay" => machines().and_then(|()| netem()),
-            Need::Machines | Need::Whole | Need::Nothing | Need::ShortLog => machines(),
+            Need::Machines | Need::Relays | Need::Whole | Need::Nothing | Need::ShortLog => machines(),
             Need::Disks => machines().and_then(|()| disks()),
             Need::Clocks => machines().and_then(|()| clocks()),
         };

@@ -7,7 +7,7 @@ use crate::wire::Version;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "exactly-once",
-    about: "QoS 2 both ways: three publishers, two durable subscribers, connections broken in all phases",
+    about: "QoS 2 both ways: four publishers (one of messages that expire), two durable subscribers, connections broken in all phases",
     parts,
 };
 
@@ -17,6 +17,8 @@ fn parts(group: u32) -> Vec<Part> {
     let v4 = || Manner { version: Version::V4, hold_percent: 40, ..Manner::default() };
     let publisher =
         |topic: &str| Publisher { breaks_permille: 20, ..Publisher::new(format!("once{group}/{topic}"), 2) };
+    // What may have been sent goes on when it has expired, or its receiver waits for PUBREL for ever.
+    let expiring = || Publisher { expiring_permille: 500, ..publisher("d") };
     let subscriber = || Subscriber { breaks_permille: 40, ..Subscriber::new(format!("once{group}/#"), 2) };
     vec![
         Part::new(slow(), subscriber()),
@@ -24,5 +26,6 @@ fn parts(group: u32) -> Vec<Part> {
         Part::new(Manner::default(), publisher("a")),
         Part::new(Manner::default(), publisher("b")),
         Part::new(v4(), publisher("c")),
+        Part::new(Manner::default(), expiring()),
     ]
 }

@@ -6,7 +6,7 @@ use crate::client::Manner;
 
 pub(super) const WORKLOAD: Workload = Workload {
     name: "offline",
-    about: "publishers at QoS 1 and 2; durable subscribers that stay away for 5 to 15 seconds at a time",
+    about: "publishers at QoS 1 and 2, one of messages that expire; durable subscribers that stay away for 5 to 15 seconds at a time",
     parts,
 };
 
@@ -21,5 +21,9 @@ fn parts(group: u32) -> Vec<Part> {
         away(2, 10),
         Part::new(Manner::default(), Publisher::new(format!("offline{group}/a"), 1)),
         Part::new(Manner::default(), Publisher::new(format!("offline{group}/b"), 2)),
+        Part::new(
+            Manner::default(),
+            Publisher { expiring_permille: 500, ..Publisher::new(format!("offline{group}/c"), 2) },
+        ),
     ]
 }

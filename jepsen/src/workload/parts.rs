@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::Actor;
-use crate::client::Client;
+use crate::client::{Client, Extras};
 
 /// How long one try to get a connection takes.
 pub(super) const TRY: Duration = Duration::from_secs(2);
@@ -18,11 +18,13 @@ pub(super) struct Publisher {
     pub(super) breaks_permille: u64,
     /// So often in a thousand turns it publishes twice under one idempotency key.
     pub(super) keys_permille: u64,
+    /// So many in a thousand of its messages expire after 1 to 3 seconds.
+    pub(super) expiring_permille: u64,
 }
 
 impl Publisher {
     pub(super) fn new(topic: impl Into<String>, qos: u8) -> Self {
-        Self { topic: topic.into(), qos, window: 8, breaks_permille: 5, keys_permille: 0 }
+        Self { topic: topic.into(), qos, window: 8, breaks_permille: 5, keys_permille: 0, expiring_permille: 0 }
     }
 }
 
@@ -37,12 +39,17 @@ impl Actor for Publisher {
         if client.rng.below(1_000) < self.keys_permille {
             let key = format!("{}-{}", client.id.0, client.rng.draw());
             for _ in 0..2 {
-                client.publish_under(Some(key.clone()), &self.topic, self.qos, false);
+                let extras = Extras { key: Some(key.clone()), ..Extras::default() };
+                client.publish_with(extras, &self.topic, self.qos, false);
             }
         }
         let burst = client.rng.between(1, self.window as u64);
         for _ in 0..burst {
-            if client.open() >= self.window || client.publish(&self.topic, self.qos, false).is_none() {
+            let is_expiring = client.rng.below(1_000) < self.expiring_permille;
+            let seconds = u32::try_from(client.rng.between(1, 3)).unwrap_or(1);
+            let extras = Extras { expiry_s: is_expiring.then_some(seconds), ..Extras::default() };
+            let is_full = client.open() >= self.window;
+            if is_full || client.publish_with(extras, &self.topic, self.qos, false).is_none() {
                 break;
             }
         }

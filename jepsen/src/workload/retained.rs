@@ -77,7 +77,9 @@ impl Actor for Reader {
             return;
         }
         let of = topic(self.group, client.rng.below(TOPICS));
-        client.read_retained(&of, false);
+        // Half of them stay for a while: what comes live must go on where the retained value ends.
+        let linger = if client.rng.chance(50) { client.rng.between(20, 400) } else { 0 };
+        client.read_retained(&of, false, Duration::from_millis(linger));
         let pause = client.rng.between(5, 60);
         client.pump(Duration::from_millis(pause));
         if client.rng.chance(15) {
@@ -89,7 +91,7 @@ impl Actor for Reader {
     fn last(&mut self, client: &mut Client) {
         client.manner.answer_max = Duration::from_secs(10);
         for number in 0..TOPICS {
-            client.read_retained(&topic(self.group, number), true);
+            client.read_retained(&topic(self.group, number), true, Duration::ZERO);
             client.disconnect(false);
             client.ensure_connected(Instant::now() + Duration::from_secs(30));
         }

@@ -43,6 +43,9 @@ struct Arguments {
     /// Writes what clients saw to this file, one event a line: with `--trace`.
     #[arg(long)]
     history: Option<PathBuf>,
+    /// Writes what all seeds came to into this file, as docs/PROOF.md is made from.
+    #[arg(long)]
+    summary: Option<PathBuf>,
     /// Faults, by their numbers, that do not come.
     #[arg(long, value_delimiter = ',')]
     skip: Vec<u32>,
@@ -113,6 +116,8 @@ struct Line {
 const THREADS: usize = 2;
 /// Fewer publishes acknowledged for each seed, on average, and the seeds say nothing.
 const ACKNOWLEDGED_MIN: usize = 100;
+/// Seeds between two words of how far it is.
+const SEEDS_PER_WORD: u64 = 250;
 /// Lines of a failed seed's trace that are shown.
 const LINES_SHOWN: usize = 40;
 
@@ -265,6 +270,12 @@ fn many(arguments: &Arguments) -> ExitCode {
         "histories: {} events, {} places in the log, {} reads of retained messages, {} wills that were due",
         totals.events, totals.positions, totals.retained_reads, totals.wills_due
     );
+    if let Some(path) = &arguments.summary
+        && let Err(error) = summarise(path, arguments, &totals, real_s)
+    {
+        eprintln!("{}: {error}", path.display());
+        return ExitCode::from(2);
+    }
     if totals.violations > 0 {
         return ExitCode::from(1);
     }
@@ -274,6 +285,23 @@ fn many(arguments: &Arguments) -> ExitCode {
         return ExitCode::from(2);
     }
     ExitCode::SUCCESS
+}
+
+/// As `quorate-faults report` reads it.
+fn summarise(path: &Path, arguments: &Arguments, totals: &Totals, real_s: f64) -> std::io::Result<()> {
+    let (from, to) = arguments.seeds;
+    let check = if arguments.check { " --check" } else { "" };
+    let summary = serde_json::json!({
+        "seeds": totals.ran,
+        "violations": totals.violations,
+        "hours": real_s / 3600.0,
+        "simulated_hours": totals.virtual_s / 3600.0,
+        "acknowledged": totals.acknowledged,
+        "delivered": totals.delivered,
+        "faults": totals.faults,
+        "command": format!("quorate-jepsen sim --seeds {from}..{to}{check}"),
+    });
+    std::fs::write(path, serde_json::to_string_pretty(&summary)? + "\n")
 }
 
 /// Runs a seed; false: a promise was broken, which it has told.
@@ -305,6 +333,9 @@ fn take(seed: u64, arguments: &Arguments, totals: &Mutex<Totals>) -> bool {
         totals.wills_due += line.wills_due;
         totals.positions += line.positions;
         totals.violations += u64::from(violation.is_some());
+        if totals.ran % SEEDS_PER_WORD == 0 {
+            eprintln!("{} seeds, {} violations so far", totals.ran, totals.violations);
+        }
     }
     let Some(violation) = violation else { return true };
     let faults = first.map_or(0, |(line, _)| line.faults);

@@ -25,6 +25,8 @@ pub(crate) struct Habits {
     pub(crate) retains: bool,
     /// It also empties the retained messages.
     pub(crate) empties: bool,
+    /// So many of a hundred of its messages expire after 1 to 3 seconds.
+    pub(crate) expiring_percent: u64,
     /// Messages that it has on their way.
     pub(crate) window: usize,
     /// Retained messages that it reads.
@@ -59,6 +61,7 @@ impl Habits {
             qos: BOTH.to_vec(),
             retains: false,
             empties: false,
+            expiring_percent: 0,
             window: 8,
             reads: Vec::new(),
             will: None,
@@ -99,6 +102,8 @@ enum Feature {
     Transient,
     /// Sessions that expire while their client is away.
     Expiring,
+    /// Messages that expire, before they are sent or between sending and completion.
+    MessageExpiry,
     /// A backlog for somebody who stays away.
     Offline,
     /// QoS 0 among the rest.
@@ -107,7 +112,7 @@ enum Feature {
     Breaks,
 }
 
-const FEATURES: [Feature; 11] = [
+const FEATURES: [Feature; 12] = [
     Feature::Wills,
     Feature::Retained,
     Feature::Emptied,
@@ -116,6 +121,7 @@ const FEATURES: [Feature; 11] = [
     Feature::Takeover,
     Feature::Transient,
     Feature::Expiring,
+    Feature::MessageExpiry,
     Feature::Offline,
     Feature::QosZero,
     Feature::Breaks,
@@ -177,6 +183,8 @@ fn add(feature: Feature, all: &mut Vec<Habits>) {
                 all.push(Habits { retains: true, window: 1, ..Habits::publisher(&["r/0", "r/1"]) });
             }
             all.extend((0..2).map(|_| reader(&["r/0", "r/1"])));
+            // By it the places of all of them in the log are known.
+            all.push(Habits::subscriber("r/#", QoS::AtLeastOnce));
         }
         Feature::Emptied => {
             // One writer for each: then what it wrote last is what must be there.
@@ -218,6 +226,15 @@ fn add(feature: Feature, all: &mut Vec<Habits>) {
             let publisher = Habits::publisher(&["y/0"]);
             all.push(Habits { expiry_s, filter, away_ms, breaks_permille: 20, goodbyes_permille: 10, ..publisher });
             all.push(Habits::publisher(&["y/1"]));
+        }
+        Feature::MessageExpiry => {
+            // What may have been sent goes on when it has expired, or its receiver waits for PUBREL for ever.
+            let subscriber = Habits::subscriber("m/#", QoS::ExactlyOnce);
+            let away_ms = (0, 4_000);
+            all.push(Habits { hold_percent: 60, breaks_permille: 60, away_ms, receive_maximum: 5, ..subscriber });
+            for topic in ["m/0", "m/1"] {
+                all.push(Habits { expiring_percent: 70, ..Habits::publisher(&[topic]) });
+            }
         }
         Feature::Offline => {
             let away_ms = (5_000, 15_000);

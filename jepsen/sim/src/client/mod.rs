@@ -71,6 +71,7 @@ struct Out {
     retain: bool,
     /// It takes the retained message away; no history names it.
     is_empty: bool,
+    expiry_s: Option<u32>,
     op: Option<OpId>,
     /// Place in `sent`.
     at: Option<usize>,
@@ -129,6 +130,8 @@ struct Client {
     /// the next has it too.
     is_cleaning: bool,
     asked: Option<Asked>,
+    /// The topic of a read that is answered, and how long its subscription stands on.
+    lingers: Option<(String, u64)>,
     /// In the order of first sending.
     out: Vec<(u16, Out)>,
     last_id: u16,
@@ -346,7 +349,7 @@ impl Out {
             id: (self.qos != QoS::AtMostOnce).then(|| identifier(id)),
             topic: Some(topic_name(&self.topic)),
             alias: None,
-            expiry_s: None,
+            expiry_s: self.expiry_s,
             properties: None,
             payload: Payload(Bytes::from(payload)),
         })
@@ -367,6 +370,7 @@ impl Client {
             is_subscribed: false,
             is_cleaning: false,
             asked: None,
+            lingers: None,
             out: Vec::new(),
             last_id: 0,
             received_qos2: BTreeSet::new(),
@@ -451,6 +455,7 @@ impl Client {
     /// What hung on the connection alone is open for ever.
     fn left(&mut self) {
         self.owed.clear();
+        self.lingers = None;
         if let Some(Asked { op: Some(op), .. }) = self.asked.take() {
             self.record(What::Info { op, why: "connection lost".to_owned() });
         }
@@ -484,6 +489,9 @@ impl Client {
         }
         if let Some(asked) = &self.asked {
             return Some(format!("client {id} waits for {:?}", asked.what));
+        }
+        if let Some((topic, _)) = &self.lingers {
+            return Some(format!("client {id} still listens to {topic}"));
         }
         if let Some(topic) = self.reads_left.first() {
             return Some(format!("client {id} has not read {topic}"));

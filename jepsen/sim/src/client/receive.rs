@@ -26,6 +26,9 @@ pub(super) fn receive(link: Link, packet: Outgoing) {
     if let Some(topic) = answers.written {
         with(|clients| clients.registers.acknowledged(&topic));
     }
+    if let Some(message) = answers.taken {
+        invariants::acknowledged(message);
+    }
     for answer in answers.packets {
         to_node(link, answer);
     }
@@ -40,6 +43,8 @@ struct Answers {
     packets: Vec<Packet>,
     /// A register whose latest write is acknowledged.
     written: Option<String>,
+    /// What the broker says that it has.
+    taken: Option<MessageName>,
     /// There is no connection.
     is_refused: bool,
 }
@@ -150,9 +155,11 @@ impl Client {
             self.out.remove(place);
         }
         self.answered();
+        let is_taken = !reason.is_failure() && !out.is_empty && !was_released;
+        let taken = is_taken.then_some(out.message);
         let written = (self.habits.empties && !reason.is_failure()).then(|| out.topic.clone());
         let packets = if is_over { Vec::new() } else { vec![Packet::PubRel { id: identifier(id) }] };
-        Answers { packets, written, is_refused: false }
+        Answers { packets, written, taken, is_refused: false }
     }
 
     /// SUBACK or UNSUBACK.

@@ -19,6 +19,8 @@ use crate::{clock, history, node};
 
 /// Without an answer for so long a client breaks its connection.
 const PATIENCE: Duration = Duration::from_secs(9);
+/// So long at most a reader stays subscribed when it has its value: what comes live then must go on where that ends.
+const LINGER_MS_MAX: u64 = 800;
 /// So long after SUBACK a retained message is waited for; silence means that there is none, if all is well.
 const READ_MAX: Duration = Duration::from_secs(4);
 
@@ -130,6 +132,10 @@ impl Client {
                 }
                 packets.extend(self.read_is_over(link, None));
             }
+        } else if let Some((topic, until_ns)) = self.lingers.clone() {
+            if now >= until_ns || phase == Phase::Drain {
+                packets.push(self.end_read(&topic));
+            }
         } else if let Some((filter, qos)) = self.habits.filter.clone()
             && !self.is_subscribed
             && (!self.habits.churns || phase == Phase::Load)
@@ -206,7 +212,7 @@ impl Client {
         subscribe_packet(id, &topic, QoS::AtLeastOnce)
     }
 
-    /// The read found this, or nothing: its subscription is ended.
+    /// The read found this, or nothing: its subscription is ended, at once or later.
     pub(super) fn read_is_over(&mut self, link: Link, found: Option<MessageName>) -> Option<Packet> {
         let Asked { op: Some(op), what: Question::Read { topic, .. }, since_ns, .. } = self.asked.take()? else {
             return None;
@@ -226,8 +232,17 @@ impl Client {
             });
         }
         self.answered();
+        if found.is_some() && one_in(2) {
+            self.lingers = Some((topic, clock::now_ns() + below(LINGER_MS_MAX) * 1_000_000));
+            return None;
+        }
+        Some(self.end_read(&topic))
+    }
+
+    fn end_read(&mut self, topic: &str) -> Packet {
+        self.lingers = None;
         let id = self.ask(None, Question::EndRead);
-        Some(unsubscribe_packet(id, &topic))
+        unsubscribe_packet(id, topic)
     }
 
     fn publish(&mut self, link: Link) -> Option<Packet> {
@@ -246,13 +261,17 @@ impl Client {
             let (topic, value) = (topic.clone(), (!is_empty).then_some(message));
             after(Duration::ZERO, move || with(|clients| clients.registers.write(&topic, value)));
         }
+        let is_expiring = self.habits.expiring_percent > 0 && below(100) < self.habits.expiring_percent;
+        let expiry_s = is_expiring.then(|| 1 + below(3) as u32);
         let op = (!is_empty).then(history::op);
         if let Some(op) = op {
             let (connection, topic) = (link.number(), topic.clone());
-            let call = Call::Publish { connection, message, topic, qos: qos as u8, retain, packet_id: id, key: None };
+            let (qos, key) = (qos as u8, None);
+            let call = Call::Publish { connection, message, topic, qos, retain, packet_id: id, key, expiry_s };
             self.record(What::Invoke { op, call });
         }
-        let mut out = Out { message, topic, qos, retain, is_empty, op, at: None, is_released: false, is_resent: false };
+        let mut out =
+            Out { message, topic, qos, retain, is_empty, expiry_s, op, at: None, is_released: false, is_resent: false };
         if qos == QoS::AtMostOnce {
             if let Some(op) = op {
                 self.record(What::Ok { op, answer: Answer::Sent });

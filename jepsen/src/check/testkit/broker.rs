@@ -358,6 +358,7 @@ impl Broker {
             retain,
             packet_id: u16::try_from(seq % u64::from(IDENTIFIERS) + 1).unwrap(),
             key: key.clone(),
+            expiry_s: None,
         };
         let op = self.history.open(client, call);
         let up = Up::Publish { op, name: (client, seq), topic, qos, retain, key };

@@ -176,10 +176,18 @@ impl History {
         self.unsuback(client, op)
     }
 
-    pub(crate) fn read(&mut self, client: u32, connection: u32, topic: &str, value: Option<(u32, u64)>) -> &mut Self {
+    pub(crate) fn read_open(&mut self, client: u32, connection: u32, topic: &str) -> OpId {
         let connection = Connection(connection);
-        let op = self.open(client, Call::ReadRetained { connection, topic: topic.to_owned() });
+        self.open(client, Call::ReadRetained { connection, topic: topic.to_owned() })
+    }
+
+    pub(crate) fn found(&mut self, client: u32, op: OpId, value: Option<(u32, u64)>) -> &mut Self {
         self.ok(client, op, Answer::Retained { message: value.map(Self::name) })
+    }
+
+    pub(crate) fn read(&mut self, client: u32, connection: u32, topic: &str, value: Option<(u32, u64)>) -> &mut Self {
+        let op = self.read_open(client, connection, topic);
+        self.found(client, op, value)
     }
 
     fn publish_as(
@@ -198,8 +206,50 @@ impl History {
             retain,
             packet_id: u16::from(qos > 0),
             key: key.map(str::to_owned),
+            expiry_s: None,
         };
         self.open(client, call)
+    }
+
+    /// With its acknowledgement.
+    pub(crate) fn publish_expiring(
+        &mut self,
+        client: u32,
+        connection: u32,
+        seq: u64,
+        topic: &str,
+        qos: u8,
+        expiry: u32,
+    ) -> &mut Self {
+        let op = self.publish_open(client, connection, seq, topic, qos);
+        self.expires_after(expiry).puback(client, op)
+    }
+
+    /// For so many seconds a client publishes once in each, on its first connection, and is served or is not.
+    pub(crate) fn busy(&mut self, client: u32, seconds: u64, is_served: bool) -> &mut Self {
+        for seq in 0..seconds {
+            let op = self.wait_s(1).publish_open(client, 1, seq, "busy", 1);
+            if is_served {
+                self.puback(client, op)
+            } else {
+                self.fail(client, op)
+            };
+        }
+        self
+    }
+
+    /// A PUBLISH goes out once more, on a later connection.
+    pub(crate) fn resent(&mut self, client: u32, op: OpId, connection: u32) -> &mut Self {
+        self.push(Some(client), What::Again { op, connection: Connection(connection) })
+    }
+
+    /// The PUBLISH that was begun last has this Message Expiry Interval.
+    pub(crate) fn expires_after(&mut self, seconds: u32) -> &mut Self {
+        let last = self.events.last_mut();
+        if let Some(Event { what: What::Invoke { call: Call::Publish { expiry_s, .. }, .. }, .. }) = last {
+            *expiry_s = Some(seconds);
+        }
+        self
     }
 
     pub(crate) fn publish_open(&mut self, client: u32, connection: u32, seq: u64, topic: &str, qos: u8) -> OpId {
@@ -208,6 +258,10 @@ impl History {
 
     pub(crate) fn puback(&mut self, client: u32, op: OpId) -> &mut Self {
         self.ok(client, op, Answer::Published { code: 0, position: None })
+    }
+
+    pub(crate) fn puback_at(&mut self, client: u32, op: OpId, position: u64) -> &mut Self {
+        self.ok(client, op, Answer::Published { code: 0, position: Some(position) })
     }
 
     /// With its acknowledgement.
@@ -226,7 +280,7 @@ impl History {
         position: u64,
     ) -> &mut Self {
         let op = self.publish_open(client, connection, seq, topic, qos);
-        self.ok(client, op, Answer::Published { code: 0, position: Some(position) })
+        self.puback_at(client, op, position)
     }
 
     pub(crate) fn publish_keyed(
@@ -239,7 +293,7 @@ impl History {
         position: u64,
     ) -> &mut Self {
         let op = self.publish_as(client, connection, seq, topic, (1, false, Some(key)));
-        self.ok(client, op, Answer::Published { code: 0, position: Some(position) })
+        self.puback_at(client, op, position)
     }
 
     pub(crate) fn publish_info(&mut self, client: u32, connection: u32, seq: u64, topic: &str, qos: u8) -> &mut Self {
