@@ -23,7 +23,7 @@ pub struct Batch {
 /// Bytes of a command in the log beside what its sender chose, about.
 const COMMAND_BYTES: usize = 32;
 /// Bytes of an acknowledgement there, about.
-const ACK_BYTES: usize = 16;
+const ACK_BYTES: usize = 20;
 
 impl Batch {
     /// About as many bytes as it takes in the log: for bounds of this node only, never for anything replicated. All that
