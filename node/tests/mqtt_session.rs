@@ -215,7 +215,7 @@ impl World {
         }
         for (request, command) in std::mem::take(&mut out.commands) {
             let ticket = Ticket { worker: 0, slot: 0, generation: self.connection, request };
-            self.log.submit(Submission { command, ticket, withdrawn: None });
+            self.log.submit(Submission { command, ticket, withdrawn: None, can_wait: false });
         }
         for publish in std::mem::take(&mut out.qos0) {
             assert!(!publish.retain && publish.qos == QoS::AtMostOnce);

@@ -110,6 +110,8 @@ pub struct Limits {
     pub batch_bytes_max: usize,
     /// Proposer: batches on their way.
     pub batches_in_flight_max: usize,
+    /// Proposer: how long commands that can wait ([`crate::Submission::can_wait`]) wait for others to go with.
+    pub patience: Duration,
     /// Leader: bytes of log that wait for the disk, above which proposals are refused.
     pub unflushed_bytes_max: usize,
     /// QoS 0: bytes that wait for a peer, above which publishes to it are dropped and counted.
@@ -124,6 +126,7 @@ impl Default for Limits {
             batch_commands_max: 64,
             batch_bytes_max: 64 << 10,
             batches_in_flight_max: 64,
+            patience: Duration::from_millis(5),
             unflushed_bytes_max: 64 << 20,
             qos0_bytes_max: 8 << 20,
         }

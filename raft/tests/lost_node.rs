@@ -24,7 +24,7 @@ const WINDOW: u64 = 2000;
 
 fn submit(node: &TestNode, request: u64, command: Command) -> Ticket {
     let ticket = Ticket { worker: 1, slot: 0, generation: 0, request };
-    let mut submission = Submission { command, ticket, withdrawn: None };
+    let mut submission = Submission { command, ticket, withdrawn: None, can_wait: false };
     while let Err(busy) = node.cluster.proposer().submit(submission) {
         submission = *busy.submission;
         std::thread::yield_now();

@@ -204,7 +204,7 @@ impl Front {
             let close =
                 Close { from: connected.session, drop_will: false, expiry_s: None, sent_until: connected.sent_until };
             let ticket = Ticket { request: CLOSE_REQUEST, ..ticket };
-            self.submit(Submission { command: Command::Close(close), ticket, withdrawn: None });
+            self.submit(Submission { command: Command::Close(close), ticket, withdrawn: None, can_wait: false });
         }
     }
 
@@ -238,7 +238,8 @@ impl Front {
         for (request, command) in out.commands {
             let ticket = Ticket { worker: 0, slot, generation: 0, request };
             let withdrawn = matches!(command, Command::Connect(_)).then(|| withdrawn.clone());
-            self.submit(Submission { command, ticket, withdrawn });
+            let can_wait = out.acks_can_wait && matches!(command, Command::Settle(_));
+            self.submit(Submission { command, ticket, withdrawn, can_wait });
         }
         if let (Some(wanted), Some(me)) = (out.page, me) {
             let (host, life) = (self.host, self.life);

@@ -299,7 +299,7 @@ impl Worker {
             self.backend.route_qos0(publish);
         }
         if !out.commands.is_empty() {
-            self.submit(conn, &mut out.commands);
+            self.submit(conn, &mut out.commands, std::mem::take(&mut out.acks_can_wait));
         }
         if let (Some(wanted), Some(me)) = (out.page.take(), conn.session.borrow().me()) {
             stats::add(&stats.pages, 1);
@@ -338,11 +338,12 @@ impl Worker {
         }
     }
 
-    fn submit(&self, conn: &Rc<Conn>, commands: &mut Vec<(Request, Command)>) {
+    fn submit(&self, conn: &Rc<Conn>, commands: &mut Vec<(Request, Command)>, acks_can_wait: bool) {
         let mut submissions = self.submissions.take();
         submissions.extend(commands.drain(..).map(|(request, command)| {
             let withdrawn = matches!(command, Command::Connect(_)).then(|| conn.withdrawn.clone());
-            Submission { command, ticket: conn.address.ticket(request), withdrawn }
+            let can_wait = acks_can_wait && matches!(command, Command::Settle(_));
+            Submission { command, ticket: conn.address.ticket(request), withdrawn, can_wait }
         }));
         let mut stash = conn.stash.borrow_mut();
         if stash.is_empty() {
@@ -494,7 +495,7 @@ impl Worker {
         let close =
             Close { from: connected.session, drop_will: false, expiry_s: None, sent_until: connected.sent_until };
         let ticket = address.ticket(CLOSE_REQUEST);
-        let submission = Submission { command: Command::Close(close), ticket, withdrawn: None };
+        let submission = Submission { command: Command::Close(close), ticket, withdrawn: None, can_wait: false };
         let mut waiting = self.waiting.borrow_mut();
         if !waiting.is_empty() {
             waiting.push_back(Waiting::Lone(Box::new(submission)));

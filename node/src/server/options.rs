@@ -65,6 +65,7 @@ pub(crate) fn limits(config: &Config) -> Limits {
         batch_commands_max: config.batch_commands_max,
         batch_bytes_max: config.batch_bytes_max,
         batches_in_flight_max: config.batches_in_flight_max,
+        patience: Duration::from_millis(config.settle_delay_ms),
         unflushed_bytes_max: config.unflushed_bytes_max,
         qos0_bytes_max: config.qos0_bytes_max,
     }

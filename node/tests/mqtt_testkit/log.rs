@@ -88,7 +88,7 @@ impl FakeLog {
         self.time.0 += 1;
         let mut events = Vec::new();
         for number in 0..n {
-            let Some(Submission { command, ticket, withdrawn }) = self.waiting.pop_front() else { break };
+            let Some(Submission { command, ticket, withdrawn, .. }) = self.waiting.pop_front() else { break };
             if withdrawn.is_some_and(|w| w.load(Ordering::Acquire)) {
                 continue;
             }

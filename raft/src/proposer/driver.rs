@@ -105,7 +105,7 @@ impl Driver {
             shared.with_stream(|s| s.connected(Instant::now()));
             let applied_before = shared.stats.batches_applied.get();
             let end = loop {
-                let deadline = loop {
+                let waits = loop {
                     match shared.step(Instant::now()) {
                         Step::Send(batch) => {
                             let sending = sender.send(batch);
@@ -115,11 +115,13 @@ impl Driver {
                             }
                         }
                         Step::Again => {}
-                        Step::Wait(deadline) => break Ok(deadline.filter(|_| !is_local)),
+                        Step::Wait { stalls, patient_until } => {
+                            break Ok((stalls.filter(|_| !is_local), patient_until));
+                        }
                     }
                 };
-                let deadline = match deadline {
-                    Ok(deadline) => deadline,
+                let (stalls, patient_until) = match waits {
+                    Ok(waits) => waits,
                     Err(end) => break end,
                 };
                 if let Err(end) = patiently(sender.flush()).await {
@@ -129,7 +131,8 @@ impl Driver {
                     biased;
                     end = &mut ended => break end.unwrap_or_else(|_| LinkEnd::Broken("its reader is gone".into())),
                     () = shared.wake.notified() => {}
-                    () = at(deadline) => {
+                    () = at(patient_until) => {}
+                    () = at(stalls) => {
                         if shared.with_stream(|s| s.stalled(Instant::now())).unwrap_or(false) {
                             break LinkEnd::Stalled;
                         }

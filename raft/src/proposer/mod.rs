@@ -17,7 +17,7 @@ mod stream;
 mod waiting;
 
 use std::collections::VecDeque;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -36,7 +36,7 @@ pub(crate) use start::{StreamSeed, StreamSide};
 pub use stats::{Counter, StreamStats};
 use stream::{Next, ProposalStream, StreamLimits};
 pub use waiting::Submission;
-use waiting::Waiting;
+use waiting::{Demand, Waiting};
 
 use crate::options::Limits;
 use crate::peer::FRAME_BODY_BYTES_MAX;
@@ -82,7 +82,9 @@ impl Proposer {
                 waiting: Mutex::new(None),
                 waiting_commands_max: limits.waiting_commands_max,
                 waiting_bytes_max: limits.waiting_bytes_max,
+                patience: limits.patience,
                 waiting_commands: AtomicUsize::new(0),
+                presses: AtomicBool::new(false),
                 stream: Mutex::new(None),
                 incarnation,
                 wake: Notify::new(),
@@ -157,10 +159,13 @@ pub(crate) struct Shared {
     stream_limits: StreamLimits,
     waiting_commands_max: usize,
     waiting_bytes_max: usize,
+    patience: Duration,
     /// `None` without an incarnation: nothing is taken.
     waiting: Mutex<Option<Waiting>>,
     /// How many wait: a hint, read without the lock.
     waiting_commands: AtomicUsize,
+    /// Whether something of it cannot wait: likewise.
+    presses: AtomicBool,
     /// `None` without an incarnation.
     stream: Mutex<Option<ProposalStream>>,
     incarnation: watch::Sender<Option<Incarnation>>,
@@ -178,35 +183,49 @@ enum Step {
     Send(bytes::Bytes),
     /// Ask again: something was cut, or thrown away.
     Again,
-    /// Wait; if nothing happens until then, the stream may have stalled.
-    Wait(Option<Instant>),
+    /// Wait for something to happen.
+    Wait {
+        /// At most until then: the stream may have stalled.
+        stalls: Option<Instant>,
+        /// At most until then: what can wait has waited.
+        patient_until: Option<Instant>,
+    },
 }
 
 impl Shared {
     fn submit(&self, submission: Submission) -> Result<(), Busy> {
-        let refused = {
+        let taken = {
             let mut waiting = lock(&self.waiting);
             match waiting.as_mut() {
-                None => Some(Box::new(submission)),
+                None => Err(Box::new(submission)),
                 Some(open) => {
-                    let refused = open.submit(submission).err();
-                    self.waiting_commands.store(open.len(), Ordering::Release);
-                    refused
+                    let is_first = open.len() == 0;
+                    open.submit(submission).map(|()| self.show(open) || is_first)
                 }
             }
         };
-        if let Some(submission) = refused {
+        let wakes = taken.map_err(|submission| {
             self.stats.busy.inc();
-            return Err(Busy { submission });
-        }
+            Busy { submission }
+        })?;
         self.stats.submitted.inc();
-        self.wake.notify_one();
+        if wakes {
+            self.wake.notify_one();
+        }
         Ok(())
     }
 
+    /// What can be read of `waiting` without its lock; whether it presses.
+    fn show(&self, waiting: &Waiting) -> bool {
+        self.waiting_commands.store(waiting.len(), Ordering::Release);
+        self.presses.store(waiting.presses(), Ordering::Release);
+        waiting.presses()
+    }
+
     fn submit_many(&self, submissions: &mut VecDeque<Submission>) {
-        let mut taken = 0;
+        let (mut taken, mut wakes) = (0, false);
         if let Some(open) = lock(&self.waiting).as_mut() {
+            let is_first = open.len() == 0;
             while let Some(submission) = submissions.pop_front() {
                 if let Err(back) = open.submit(submission) {
                     submissions.push_front(*back);
@@ -214,13 +233,13 @@ impl Shared {
                 }
                 taken += 1;
             }
-            self.waiting_commands.store(open.len(), Ordering::Release);
+            wakes = self.show(open) || is_first;
         }
         if !submissions.is_empty() {
             self.stats.busy.inc();
         }
-        if taken > 0 {
-            self.stats.submitted.add(taken);
+        self.stats.submitted.add(taken);
+        if taken > 0 && wakes {
             self.wake.notify_one();
         }
     }
@@ -240,6 +259,7 @@ impl Shared {
         // First the queue, so that nothing is cut for the stream after it is gone.
         let waiting = lock(&self.waiting).take().map_or(0, |mut w| w.clear());
         self.waiting_commands.store(0, Ordering::Release);
+        self.presses.store(false, Ordering::Release);
         let in_flight = lock(&self.stream).take().map_or(0, |s| s.waiters());
         self.stats.abandoned.add((waiting + in_flight) as u64);
         self.stats.incarnations_closed.inc();
@@ -250,10 +270,11 @@ impl Shared {
 
     /// Called by the sending task, over and over while it has a link.
     fn step(&self, now: Instant) -> Step {
-        let (commands, bytes) = lock(&self.waiting).as_ref().map_or((0, 0), |w| (w.len(), w.bytes()));
-        let (next, deadline) = {
+        let Demand { commands, bytes, patient_until } =
+            lock(&self.waiting).as_mut().map_or_else(Demand::default, |w| w.demand(now, self.patience));
+        let (next, stalls) = {
             let mut stream = lock(&self.stream);
-            let Some(stream) = stream.as_mut() else { return Step::Wait(None) };
+            let Some(stream) = stream.as_mut() else { return Step::Wait { stalls: None, patient_until: None } };
             (stream.next(commands, bytes, now), stream.deadline())
         };
         match next {
@@ -267,7 +288,7 @@ impl Shared {
                 self.cut(origin);
                 Step::Again
             }
-            Next::Nothing => Step::Wait(deadline),
+            Next::Nothing => Step::Wait { stalls, patient_until },
         }
     }
 
@@ -280,7 +301,7 @@ impl Shared {
             let same = |w: &&mut Waiting| matches!(origin, Origin::Stream { incarnation, .. } if incarnation == w.incarnation());
             let Some(waiting) = waiting.as_mut().filter(same) else { return };
             let cut = waiting.cut(limits.batch_commands_max, limits.batch_bytes_max);
-            self.waiting_commands.store(waiting.len(), Ordering::Release);
+            self.show(waiting);
             (cut, waiting.has_room())
         };
         if has_room {
@@ -321,9 +342,9 @@ impl Shared {
         lock(&self.stream).as_mut().map(f)
     }
 
-    /// Something was applied: wakes the sending task if anything waits for the free slot.
+    /// Something was applied: wakes the sending task if anything waits for the free slot, and not for others to go with.
     fn slot_is_free(&self) {
-        if self.waiting_commands.load(Ordering::Acquire) > 0 {
+        if self.presses.load(Ordering::Acquire) {
             self.wake.notify_one();
         }
     }

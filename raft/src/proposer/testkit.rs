@@ -64,7 +64,7 @@ pub(crate) fn settle(from: SessionRef, id: u64) -> Command {
 
 /// `command` with the ticket of `id`.
 pub(crate) fn submission(id: u64, command: Command) -> Submission {
-    Submission { command, ticket: ticket(id), withdrawn: None }
+    Submission { command, ticket: ticket(id), withdrawn: None, can_wait: false }
 }
 
 /// The ids in a command made by [`publish`] or [`settle`].

@@ -193,7 +193,9 @@ impl World {
         let withdrawn = Arc::new(AtomicBool::new(false));
         let from = connection(session, 1);
         let command = if is_publish { publish_from(from, id) } else { settle(from, id) };
-        let submission = Submission { withdrawn: Some(withdrawn.clone()), ..submission(id, command) };
+        // Some acknowledgements wait for others to go with.
+        let can_wait = !is_publish && id.is_multiple_of(2);
+        let submission = Submission { withdrawn: Some(withdrawn.clone()), can_wait, ..submission(id, command) };
         match (self.proposer.submit(submission), self.proposer.incarnation()) {
             (Ok(()), Some(incarnation)) => {
                 self.submitted.push(Submitted { id, incarnation, withdrawn, session, is_publish });
@@ -213,7 +215,7 @@ impl World {
                 true
             }
             Step::Again => true,
-            Step::Wait(_) => false,
+            Step::Wait { .. } => false,
         }
     }
 

@@ -8,6 +8,7 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
 use quorate_store::command::{Command, Connect, NodeInfo, Publish, SessionRef, Settle, Will};
 use quorate_store::ids::Incarnation;
@@ -17,6 +18,9 @@ use crate::effects::Ticket;
 
 /// Acknowledgements in one merged [`Command::Settle`]: bounds what apply does for one command.
 pub(crate) const SETTLE_ACKS_MAX: usize = 512;
+
+/// So many commands are enough for a batch, though all of them can wait.
+const PATIENT_COMMANDS_MAX: usize = 64;
 
 /// A command on its way into the log.
 #[derive(Clone, Debug)]
@@ -28,6 +32,9 @@ pub struct Submission {
     /// Set by the front end when nobody wants the command any more (a CONNECT whose socket closed): it is
     /// dropped, unless it has its number already.
     pub withdrawn: Option<Arc<AtomicBool>>,
+    /// Nobody waits for its outcome, nor for anything behind it: it goes with what comes next, or after
+    /// [`Limits::patience`](crate::Limits::patience). An entry of its own would cost every node an fsync.
+    pub can_wait: bool,
 }
 
 /// Which command of a batch a ticket waits for.
@@ -60,12 +67,35 @@ pub(crate) struct Waiting {
     bytes: usize,
     commands_max: usize,
     bytes_max: usize,
+    /// How many of the queue cannot wait.
+    pressing: usize,
+    /// Since when there are only such as can.
+    patient_since: Option<Instant>,
+}
+
+/// What there is to be cut.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Demand {
+    /// Commands; none as long as all of them can wait.
+    pub(crate) commands: usize,
+    /// About how long they are.
+    pub(crate) bytes: usize,
+    /// Until then they can.
+    pub(crate) patient_until: Option<Instant>,
 }
 
 impl Waiting {
     /// What waits for the stream of `incarnation`, and goes with it.
     pub(crate) fn new(incarnation: Incarnation, commands_max: usize, bytes_max: usize) -> Self {
-        Self { incarnation, queue: VecDeque::new(), bytes: 0, commands_max, bytes_max }
+        Self {
+            incarnation,
+            queue: VecDeque::new(),
+            bytes: 0,
+            commands_max,
+            bytes_max,
+            pressing: 0,
+            patient_since: None,
+        }
     }
 
     pub(crate) fn incarnation(&self) -> Incarnation {
@@ -80,8 +110,27 @@ impl Waiting {
         }
         let bytes = command_bytes(&submission.command);
         self.bytes += bytes;
+        self.pressing += usize::from(!submission.can_wait);
         self.queue.push_back((submission, bytes));
         Ok(())
+    }
+
+    /// What there is to be cut at `now`.
+    pub(crate) fn demand(&mut self, now: Instant, patience: Duration) -> Demand {
+        if self.queue.is_empty() || self.presses() {
+            self.patient_since = None;
+        } else {
+            let until = *self.patient_since.get_or_insert(now) + patience;
+            if now < until {
+                return Demand { patient_until: Some(until), ..Demand::default() };
+            }
+        }
+        Demand { commands: self.queue.len(), bytes: self.bytes, patient_until: None }
+    }
+
+    /// Whether there is something that cannot wait.
+    pub(crate) fn presses(&self) -> bool {
+        self.pressing > 0 || self.queue.len() >= PATIENT_COMMANDS_MAX
     }
 
     /// Whether whoever was refused should try again: a quarter below the bounds, so that they do not
@@ -94,6 +143,7 @@ impl Waiting {
         self.queue.len()
     }
 
+    #[cfg(test)]
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
     }
@@ -112,6 +162,7 @@ impl Waiting {
             }
             let Some((submission, command_bytes)) = self.queue.pop_front() else { break };
             self.bytes -= command_bytes;
+            self.pressing -= usize::from(!submission.can_wait);
             if submission.withdrawn.is_some_and(|w| w.load(Ordering::Acquire)) {
                 cut.withdrawn += 1;
                 continue;
@@ -120,12 +171,14 @@ impl Waiting {
             let command = cut.take(submission.command, &mut settles);
             cut.waiters.push(Waiter { ticket: submission.ticket, command: command as u32 });
         }
+        self.patient_since = None;
         cut
     }
 
     /// Forgets everything; how many that were.
     pub(crate) fn clear(&mut self) -> usize {
         self.bytes = 0;
+        self.pressing = 0;
         let dropped = self.queue.len();
         self.queue.clear();
         dropped

@@ -102,3 +102,33 @@ fn one_merged_command_stays_bounded() {
     assert_eq!(cut.commands.len(), 2);
     assert_eq!(ids_of(&cut.commands[0]).len(), SETTLE_ACKS_MAX);
 }
+
+#[test]
+fn what_can_wait_goes_with_what_cannot_or_when_it_has_waited() {
+    let patience = Duration::from_millis(5);
+    let start = Instant::now();
+    let none = Demand::default();
+    let patient = |id| Submission { can_wait: true, ..submission(id, settle(connection(1, 1), id)) };
+    let mut waiting = waiting();
+    assert_eq!(waiting.demand(start, patience), none);
+    waiting.submit(patient(0)).unwrap();
+    let until = Demand { patient_until: Some(start + patience), ..none };
+    assert_eq!(waiting.demand(start, patience), until);
+    waiting.submit(patient(1)).unwrap();
+    assert_eq!(waiting.demand(start + patience / 2, patience), until, "from the first on");
+    assert!(!waiting.presses());
+    assert_eq!(waiting.demand(start + patience, patience).commands, 2);
+
+    waiting.submit(submission(2, publish(2))).unwrap();
+    assert!(waiting.presses());
+    assert_eq!(waiting.demand(start, patience).commands, 3);
+    assert_eq!(ids(&waiting.cut(64, 1 << 20)), [0, 1, 2], "in order");
+    assert!(!waiting.presses());
+
+    let later = start + patience * 9;
+    waiting.submit(patient(3)).unwrap();
+    assert_eq!(waiting.demand(later, patience).patient_until, Some(later + patience), "the next waits anew");
+    assert_eq!(waiting.demand(later, Duration::ZERO).commands, 1, "no patience");
+    (4..67).for_each(|id| waiting.submit(patient(id)).unwrap());
+    assert_eq!((waiting.presses(), waiting.demand(later, patience).commands), (true, 64), "enough for a batch");
+}

@@ -11,7 +11,7 @@ use super::{TestNode, eventually};
 /// Submits `command` to the stream of `node` and waits for its outcome.
 pub async fn outcome_of(node: &TestNode, command: Command) -> Outcome {
     let ticket = Ticket { worker: 1, slot: 0, generation: 0, request: node.next_request() };
-    node.cluster.proposer().submit(Submission { command, ticket, withdrawn: None }).unwrap();
+    node.cluster.proposer().submit(Submission { command, ticket, withdrawn: None, can_wait: false }).unwrap();
     eventually("a command has its outcome", async || node.recorder.outcome(ticket)).await
 }
 

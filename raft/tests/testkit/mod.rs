@@ -247,7 +247,8 @@ impl TestNode {
             expiry_s: None,
             payload: Payload(vec![7; 200].into()),
         };
-        let mut submission = Submission { command: Command::Publish(publish), ticket, withdrawn: None };
+        let mut submission =
+            Submission { command: Command::Publish(publish), ticket, withdrawn: None, can_wait: false };
         while let Err(busy) = self.cluster.proposer().submit(submission) {
             submission = *busy.submission;
             std::thread::yield_now();

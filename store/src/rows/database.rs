@@ -4,11 +4,11 @@ use std::path::Path;
 
 use bytes::Bytes;
 
-use super::key::{self, MetaName};
+use super::key::{self, Key, MetaName};
 use super::plain::{PlainReader, PlainRows};
 use super::rocks::{RocksReader, RocksRows};
 use super::value::{AppliedRow, Value as _};
-use super::{QueuePage, RowBatch, RowRead, RowStore, RowVisitor, RowsError, digest, page};
+use super::{MessageVisitor, QueuePage, RowBatch, RowRead, RowStore, RowVisitor, RowsError, digest, page};
 use crate::ids::{QueueSeq, SessionId};
 use crate::message::SharedMessage;
 
@@ -196,6 +196,10 @@ impl RowRead for RowsReader {
         either!(self, rows => rows.message(key))
     }
 
+    fn messages(&self, keys: &[Key], f: &mut MessageVisitor<'_>) -> Result<(), RowsError> {
+        either!(self, rows => rows.messages(keys, f))
+    }
+
     fn scan(&self, from: &[u8], to: &[u8], f: &mut RowVisitor<'_>) -> Result<(), RowsError> {
         either!(self, rows => rows.scan(from, to, f))
     }
@@ -208,6 +212,10 @@ impl RowRead for Rows {
 
     fn message(&self, key: &[u8]) -> Result<Option<SharedMessage>, RowsError> {
         either!(self, rows => rows.message(key))
+    }
+
+    fn messages(&self, keys: &[Key], f: &mut MessageVisitor<'_>) -> Result<(), RowsError> {
+        either!(self, rows => rows.messages(keys, f))
     }
 
     fn scan(&self, from: &[u8], to: &[u8], f: &mut RowVisitor<'_>) -> Result<(), RowsError> {

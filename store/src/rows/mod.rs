@@ -83,6 +83,20 @@ pub trait RowRead {
         self.get(key)?.map(|bytes| Ok(Arc::new(Message::read(key, &bytes)?))).transpose()
     }
 
+    /// Calls `f` with the message at each of `keys`, in their order, until it breaks. They may change meanwhile: each
+    /// is as it was at some moment of the call.
+    ///
+    /// # Errors
+    /// As [`Self::message`].
+    fn messages(&self, keys: &[key::Key], f: &mut MessageVisitor<'_>) -> Result<(), RowsError> {
+        for key in keys {
+            if f(self.message(key.as_bytes())?).is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+
     /// Calls `f` with every row of `from <= key < to`, in key order, until it breaks.
     ///
     /// # Errors
@@ -92,6 +106,9 @@ pub trait RowRead {
 
 /// Takes one row of a scan: key, value.
 pub type RowVisitor<'a> = dyn FnMut(&[u8], &[u8]) -> ControlFlow<()> + 'a;
+
+/// Takes one message of [`RowRead::messages`], none where none is.
+pub type MessageVisitor<'a> = dyn FnMut(Option<SharedMessage>) -> ControlFlow<()> + 'a;
 
 /// What the machine runs over.
 pub trait RowStore: RowRead + Send + 'static {

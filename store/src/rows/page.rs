@@ -6,7 +6,7 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::key::{self, RowKind};
+use super::key::{self, Key, RowKind};
 use super::value::QueueRow;
 use super::{RowRead, RowsError};
 use crate::ids::{QoS, QueueSeq, SessionId};
@@ -73,26 +73,30 @@ pub fn queue_page(
     if let Some(e) = failed {
         return Err(e);
     }
+    let keys: Vec<Key> = found.iter().map(|(_, row)| key::of_position(RowKind::Message, row.position)).collect();
     let mut page = QueuePage { rows: Vec::with_capacity(found.len()), next: from, end: !more };
+    let mut found = found.into_iter().peekable();
     let mut bytes = 0;
-    for (seq, row) in found {
-        if bytes >= bytes_max {
-            page.end = false;
-            break;
-        }
+    rows.messages(&keys, &mut |message| {
+        let Some((seq, row)) = found.next() else { return ControlFlow::Break(()) };
         page.next = seq.next();
-        let message_key = key::of_position(RowKind::Message, row.position);
         // Settled between the two reads: it has vanished, and its message with it.
-        let Some(message) = rows.message(message_key.as_bytes())? else { continue };
-        bytes += message.charge_bytes();
-        page.rows.push(QueuedRow {
-            seq,
-            qos: row.qos,
-            retain: row.retain,
-            released: row.released,
-            identifiers: row.identifiers,
-            message,
-        });
-    }
+        if let Some(message) = message {
+            bytes += message.charge_bytes();
+            page.rows.push(QueuedRow {
+                seq,
+                qos: row.qos,
+                retain: row.retain,
+                released: row.released,
+                identifiers: row.identifiers,
+                message,
+            });
+        }
+        if bytes >= bytes_max && found.peek().is_some() {
+            page.end = false;
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
+    })?;
     Ok(page)
 }

@@ -19,14 +19,17 @@ use rocksdb::{
 };
 
 use super::changes::Changes;
-use super::key::Key;
+use super::key::{self, Key};
 use super::recent::{Front, Recent};
-use super::{RowBatch, RowRead, RowStore, RowValue, RowVisitor, RowsError, RowsOptions};
+use super::{MessageVisitor, RowBatch, RowRead, RowStore, RowValue, RowVisitor, RowsError, RowsOptions};
+use crate::ids::Position;
 use crate::log::wal::trim_manifest;
 use crate::message::SharedMessage;
 
 /// Changes that a scan copies at a time, while nobody else reads or writes rows.
 const SCAN_COPIES_MAX: usize = 256;
+/// Messages that are looked for at a time, likewise.
+const MESSAGES_AT_ONCE: usize = 256;
 
 /// A piece of an index or filter.
 const METADATA_BLOCK_BYTES: usize = 4096;
@@ -109,7 +112,7 @@ impl Shared {
 
     fn write(&self, changes: &Changes) -> Result<(), RowsError> {
         let mut batch = WriteBatch::default();
-        for (key, change) in changes.in_order() {
+        for (key, change) in changes.in_runs() {
             match change.value() {
                 Some(value) => batch.put(key.as_bytes(), value.encoded()?),
                 None => batch.delete(key.as_bytes()),
@@ -204,6 +207,21 @@ fn scan(mut iterator: DBRawIterator<'_>, from: &[u8], f: &mut RowVisitor<'_>) ->
     Ok(iterator.status()?)
 }
 
+/// The value at `key`. From a message to one of the same entry or the next it is one step; a look-up costs ten.
+fn find<'a>(iterator: &'a mut DBRawIterator<'_>, key: &[u8]) -> Result<Option<&'a [u8]>, RowsError> {
+    let entry = |key: &[u8]| key::rest_u64(key, 0).map(|position| Position::from_u64(position).index());
+    let is_near = |at: &[u8]| at < key && entry(at).zip(entry(key)).is_some_and(|(at, to)| to.saturating_sub(at) <= 1);
+    if iterator.key().is_some_and(is_near) {
+        iterator.next();
+    }
+    if iterator.key() != Some(key) {
+        iterator.seek(key);
+    }
+    // An iterator stops at an error as at the end: ask which it was.
+    iterator.status()?;
+    Ok(iterator.item().filter(|(at, _)| *at == key).map(|(_, value)| value))
+}
+
 fn until(to: &[u8]) -> ReadOptions {
     let mut options = ReadOptions::default();
     options.set_iterate_upper_bound(to);
@@ -217,6 +235,32 @@ impl RowRead for RocksReader {
 
     fn message(&self, key: &[u8]) -> Result<Option<SharedMessage>, RowsError> {
         self.value(key)?.map(|value| value.to_message(key)).transpose()
+    }
+
+    fn messages(&self, keys: &[Key], f: &mut MessageVisitor<'_>) -> Result<(), RowsError> {
+        for keys in keys.chunks(MESSAGES_AT_ONCE) {
+            // The iterator is made under the lock: what is written back meanwhile is in one of the three.
+            let (recent, mut behind) = {
+                let recent = self.0.recent();
+                let of_key = |key: &Key| recent.get(key.as_bytes()).map(|change| change.value().cloned());
+                let found: Vec<Option<Option<RowValue>>> = keys.iter().map(of_key).collect();
+                let behind = found.iter().any(Option::is_none).then(|| self.0.database.raw_iterator());
+                (found, behind)
+            };
+            for (key, recent) in keys.iter().map(Key::as_bytes).zip(recent) {
+                let message = match (recent, &mut behind) {
+                    (Some(value), _) => value.map(|value| value.to_message(key)).transpose()?,
+                    (None, Some(behind)) => find(behind, key)?
+                        .map(|value| RowValue::from(Bytes::copy_from_slice(value)).to_message(key))
+                        .transpose()?,
+                    (None, None) => None,
+                };
+                if f(message).is_break() {
+                    return Ok(());
+                }
+            }
+        }
+        Ok(())
     }
 
     /// In pieces, each of one moment: rows that change meanwhile may be seen as they were or as they are.
@@ -400,6 +444,10 @@ impl RowRead for RocksRows {
         self.reader.message(key)
     }
 
+    fn messages(&self, keys: &[Key], f: &mut MessageVisitor<'_>) -> Result<(), RowsError> {
+        self.reader.messages(keys, f)
+    }
+
     fn scan(&self, from: &[u8], to: &[u8], f: &mut RowVisitor<'_>) -> Result<(), RowsError> {
         self.reader.scan(from, to, f)
     }
@@ -432,148 +480,5 @@ impl RowStore for RocksRows {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::ops::ControlFlow;
-
-    use super::super::key::{self, RowKind};
-    use super::super::{Change, MemRows, digest};
-    use super::*;
-    use crate::ids::Position;
-
-    fn one(k: u8, v: Option<u8>) -> RowBatch {
-        let key = key::of_position(RowKind::Message, Position::new(u64::from(k), 0));
-        RowBatch::set([(key, v.map(|v| Bytes::copy_from_slice(&[v])))])
-    }
-
-    fn get(rows: &impl RowRead, k: u8) -> Option<u8> {
-        let key = key::of_position(RowKind::Message, Position::new(u64::from(k), 0));
-        rows.get(key.as_bytes()).unwrap().map(|v| v[0])
-    }
-
-    #[test]
-    fn a_crash_falls_back_to_the_last_flush_and_a_checkpoint_has_everything() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut rows = RocksRows::open(&dir.path().join("a"), &RowsOptions::default()).unwrap();
-        rows.write(one(1, Some(1))).unwrap();
-        rows.flush().unwrap();
-        rows.write(one(2, Some(2))).unwrap();
-        // What a crash would leave: the files as they are, copied without the database closing.
-        let crashed = dir.path().join("crashed");
-        std::fs::create_dir(&crashed).unwrap();
-        for file in std::fs::read_dir(dir.path().join("a")).unwrap() {
-            let file = file.unwrap();
-            std::fs::copy(file.path(), crashed.join(file.file_name())).unwrap();
-        }
-        let after = RocksRows::open(&crashed, &RowsOptions::default()).unwrap();
-        assert_eq!((get(&after, 1), get(&after, 2)), (Some(1), None));
-
-        rows.checkpoint(&dir.path().join("b")).unwrap();
-        rows.write(one(1, None)).unwrap();
-        let copy = RocksRows::open(&dir.path().join("b"), &RowsOptions::default()).unwrap();
-        assert_eq!((get(&copy, 1), get(&copy, 2)), (Some(1), Some(2)));
-        copy.verify().unwrap();
-        assert_eq!(get(&rows.reader(), 1), None);
-    }
-
-    fn small() -> RowsOptions {
-        RowsOptions { recent_bytes_max: 2_000, write_buffer_bytes: 3_000, ..RowsOptions::default() }
-    }
-
-    fn all(rows: &impl RowRead, from: u64, max: usize) -> Vec<(Vec<u8>, Vec<u8>)> {
-        let (from, to) = (key_of(from), [0xff; 4]);
-        let mut seen = Vec::new();
-        rows.scan(from.as_bytes(), &to, &mut |key, value| {
-            seen.push((key.to_vec(), value.to_vec()));
-            if seen.len() < max { ControlFlow::Continue(()) } else { ControlFlow::Break(()) }
-        })
-        .unwrap();
-        seen
-    }
-
-    fn key_of(k: u64) -> Key {
-        key::of_position(RowKind::Message, Position::new(k, 0))
-    }
-
-    /// A run: rows come, some of an earlier one go, one is written each time.
-    fn run(n: u64) -> RowBatch {
-        let value = |n: u64| RowValue::from(Bytes::copy_from_slice(&n.to_be_bytes()));
-        let mut rows = vec![(key_of(0), Change::Put(value(n)))];
-        rows.extend((0..n % 5).map(|k| (key_of(10 * n + k), Change::New(value(n)))));
-        let before = n.saturating_sub(if n.is_multiple_of(3) { 1 } else { 40 });
-        let gone = (1..5).filter(|k| n > before && (n + k).is_multiple_of(2));
-        rows.extend(gone.map(|k| (key_of(10 * before + k), Change::Delete)));
-        rows.into_iter().collect()
-    }
-
-    #[test]
-    fn rows_are_the_same_wherever_they_lie() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut rows = RocksRows::open(dir.path(), &small()).unwrap();
-        let mut model = MemRows::default();
-        for n in 1..3_000 {
-            rows.write(run(n)).unwrap();
-            model.write(run(n)).unwrap();
-            if n.is_multiple_of(37) {
-                assert_eq!(all(&rows, 0, usize::MAX), all(&model, 0, usize::MAX), "after {n}");
-                assert_eq!(digest(&rows.reader.frozen()).unwrap(), digest(&model).unwrap());
-            }
-            let (from, max) = (n * 7 % (10 * n), 1 + n as usize % 300);
-            assert_eq!(all(&rows, from, max), all(&model, from, max), "after {n}");
-            assert_eq!(rows.get(key_of(from).as_bytes()).unwrap(), model.get(key_of(from).as_bytes()).unwrap());
-        }
-        rows.verify().unwrap();
-    }
-
-    /// The first row says how far the others must be.
-    #[test]
-    fn who_reads_meanwhile_or_after_a_crash_sees_the_state_after_some_run() {
-        let dir = tempfile::tempdir().unwrap();
-        let live = dir.path().join("live");
-        let mut rows = RocksRows::open(&live, &small()).unwrap();
-        let is_whole = |rows: &RocksReader| {
-            let frozen = rows.frozen();
-            let until =
-                frozen.get(key_of(0).as_bytes()).unwrap().map_or(0, |v| u64::from_be_bytes(v[..].try_into().unwrap()));
-            let mut model = MemRows::default();
-            (1..=until).for_each(|n| model.write(run(n)).unwrap());
-            assert_eq!(all(&frozen, 0, usize::MAX), all(&model, 0, usize::MAX), "after {until}");
-            until
-        };
-        let (reader, stop) = (rows.reader(), std::sync::atomic::AtomicBool::new(false));
-        thread::scope(|scope| {
-            let reading = scope.spawn(|| {
-                let mut times = 0;
-                while !stop.load(std::sync::atomic::Ordering::Relaxed) {
-                    is_whole(&reader);
-                    times += 1;
-                }
-                times
-            });
-            for n in 1..2_000 {
-                rows.write(run(n)).unwrap();
-                if n.is_multiple_of(250) {
-                    let crashed = dir.path().join(format!("crashed{n}"));
-                    rows.checkpoint_without_flush(&crashed);
-                    let after = RocksRows::open(&crashed.join("c"), &small()).unwrap();
-                    assert!(is_whole(&after.reader) <= n);
-                }
-            }
-            stop.store(true, std::sync::atomic::Ordering::Relaxed);
-            assert!(reading.join().unwrap() > 0);
-        });
-        rows.flush().unwrap();
-        assert_eq!(is_whole(&RocksRows::peek(&live).unwrap()), 1_999);
-    }
-
-    impl RocksRows {
-        /// What a crash would leave, whatever the flusher is at.
-        fn checkpoint_without_flush(&self, to: &Path) {
-            let _no_write_back = self.reader.0.writing.lock().unwrap();
-            std::fs::create_dir(to).unwrap();
-            Checkpoint::new(&self.reader.0.database)
-                .unwrap()
-                .create_checkpoint_with_log_size(to.join("c"), u64::MAX)
-                .unwrap();
-        }
-    }
-}
+#[path = "rocks_tests.rs"]
+mod tests;

@@ -73,6 +73,8 @@ pub struct Output {
     pub packets: Vec<Outgoing>,
     /// To propose, in order.
     pub commands: Vec<(Request, Command)>,
+    /// The acknowledgements among `commands` can wait for other commands to go with.
+    pub acks_can_wait: bool,
     /// QoS 0 publishes to route past the log.
     pub qos0: Vec<quorate_store::command::Publish>,
     /// Subscriptions to `$SYS` that were granted: their values go out behind `packets`.
@@ -405,6 +407,7 @@ impl Session {
 
     fn propose_acks(&mut self, out: &mut Output) {
         let Some(from) = self.me else { return };
+        out.acks_can_wait = self.outbox.acks_can_wait();
         while let Some(acks) = self.outbox.take_acks(SETTLE_ACKS_MAX) {
             let wait = Wait::Settle(acks.len());
             self.propose(wait, Command::Settle(Settle { from, acks }), out);

@@ -622,6 +622,16 @@ impl Outbox {
         self.acks.push(Ack { seq: entry.seq, position: entry.position, kind });
     }
 
+    /// Whether nothing waits for the acknowledgements that were gathered: no PUBREL of ours, no later row, and there is
+    /// room in the window for what may come.
+    pub(super) fn acks_can_wait(&self) -> bool {
+        self.in_flight.len() * 2 <= self.window
+            && self.skipped.is_none()
+            && self.ready.is_empty()
+            && self.fetched >= self.tail
+            && self.acks.iter().all(|ack| ack.kind != AckKind::Pubrec)
+    }
+
     /// Acknowledgements to propose: at most `max` of those that were gathered, in order.
     pub(super) fn take_acks(&mut self, max: usize) -> Option<Vec<Ack>> {
         if self.acks.is_empty() {

@@ -369,3 +369,26 @@ fn no_estimate_of_cluster_time_makes_an_expiry_interval_longer_than_it_was_publi
     assert_eq!(left(1000, 6000), None);
     assert_eq!(left(0, 0), None, "an interval of 0, with an estimate that is behind");
 }
+
+#[test]
+fn acknowledgements_can_wait_as_long_as_nothing_waits_for_them() {
+    let answered = |sent: u64, qos: QoS, packet: &dyn Fn(PacketId) -> Packet| {
+        let mut rig = Rig::open(Version::V5);
+        (0..sent).for_each(|seq| rig.deliver(Some(seq), qos, message(None)));
+        rig.packet(packet(id(1)));
+        assert_eq!(rig.take_acks().len(), 1);
+        rig.out.acks_can_wait
+    };
+    let puback = |id| Packet::PubAck { id, reason: Reason::SUCCESS };
+    assert!(answered(1, QoS::AtLeastOnce, &puback));
+    assert!(answered(5, QoS::AtLeastOnce, &puback));
+    assert!(!answered(6, QoS::AtLeastOnce, &puback), "more than half of the window is used");
+    assert!(!answered(11, QoS::AtLeastOnce, &puback), "a message waits for the window");
+    let pubrec = |id| Packet::PubRec { id, reason: Reason::SUCCESS };
+    assert!(!answered(1, QoS::ExactlyOnce, &pubrec), "the client waits for PUBREL");
+
+    let mut rig = Rig::open(Version::V5);
+    rig.deliver(Some(0), QoS::AtLeastOnce, message(Some(1)));
+    assert_eq!(rig.take_acks().len(), 1);
+    assert!(!rig.out.acks_can_wait, "nothing goes out behind a message that expired before its end is committed");
+}
