@@ -13,7 +13,7 @@ BIN := $(CARGO_TARGET_DIR)/release
 # One profile for everything: tests run on the binary that is shipped.
 FLAGS := --release --locked
 
-.PHONY: help setup build demo test system interop verify fmt clippy deny doc tidy fix bench peers bench-compare bench-apply bench-trie bench-instructions sim jepsen jepsen-full conformance
+.PHONY: help setup build demo test system interop verify fmt clippy deny doc tidy fix bench peers bench-compare bench-apply bench-trie bench-log bench-codec bench-instructions sim jepsen jepsen-full conformance
 
 help: ## this list
 	@sed -nE 's/^([a-z-]+):[^#]*## (.*)/make \1|\2/p' Makefile | awk -F'|' '{printf "%-14s %s\n", $$1, $$2}'
@@ -94,6 +94,12 @@ bench-instructions: setup ## the same in instructions, held against bench/instru
 
 bench-trie: setup ## what it costs to find the subscriptions of a topic
 	$(CARGO) bench --locked -p quorate-store --bench trie -- $(ARGS)
+
+bench-log: setup ## what the log on disk takes, on both engines; BENCH_DIR chooses the disk
+	$(CARGO) bench --locked -p quorate-store --bench log -- $(ARGS)
+
+bench-codec: setup ## what a packet costs on its way in
+	$(CARGO) bench --locked -p quorate --bench codec -- $(ARGS)
 
 sim: setup ## three nodes on virtual time, with faults by chance; ARGS are passed on
 	$(CARGO) build $(FLAGS) -p quorate-sim
