@@ -325,11 +325,11 @@ impl Worker {
     fn announce(&self, conn: &Conn, gone: Option<Reason>) {
         let Some(facts) = &conn.facts else { return };
         let session = conn.session.borrow();
-        let (board, assigned) = (&self.shared.board, session.assigned_client_id());
+        let (board, client_id) = (&self.shared.board, session.client_id());
         let announcement = match gone {
-            None => facts.connected(board, assigned),
+            None => facts.connected(board, client_id),
             Some(reason) if session.me().is_some() => {
-                facts.disconnected(board, assigned, reason, session.said_goodbye())
+                facts.disconnected(board, client_id, reason, session.said_goodbye())
             }
             Some(_) => None, // it never was connected
         };
