@@ -274,6 +274,7 @@ impl Worker {
     fn carry_out(&self, conn: &Rc<Conn>, out: &mut Output) {
         let stats = &self.mailbox.stats;
         if out.counts.accepted > 0 {
+            conn.connected();
             self.announce(conn, None);
         }
         let counts = std::mem::take(&mut out.counts);
@@ -341,7 +342,7 @@ impl Worker {
     fn submit(&self, conn: &Rc<Conn>, commands: &mut Vec<(Request, Command)>) {
         let mut submissions = self.submissions.take();
         submissions.extend(commands.drain(..).map(|(request, command)| {
-            let withdrawn = matches!(command, Command::Connect(_)).then(|| conn.withdrawn.clone());
+            let withdrawn = matches!(command, Command::Connect(_)).then(|| conn.connecting());
             Submission { command, ticket: conn.address.ticket(request), withdrawn }
         }));
         let mut stash = conn.stash.borrow_mut();
