@@ -19,8 +19,6 @@ use crate::fleet::Fleet;
 use crate::machine::{self, Pages};
 use crate::{BenchError, connection};
 
-/// Clients that connect at a time.
-const CONNECTING_MAX: usize = 256;
 /// Longest time for one of them.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 /// Descriptors beside the sockets: files of the databases, links between nodes.
@@ -41,6 +39,9 @@ pub(crate) struct IdleArgs {
     /// Subscriptions of each session, each to a filter of its own.
     #[arg(long, default_value_t = 0, value_parser = clap::value_parser!(u16).range(0..=100))]
     pub(crate) subscriptions: u16,
+    /// Clients that connect and subscribe at a time: the more, the more of them share an entry of the log and its fsync.
+    #[arg(long, default_value_t = 256, value_parser = clap::value_parser!(u16).range(1..=4_096))]
+    pub(crate) at_once: u16,
     /// Sessions that end with their connections, instead of persistent ones.
     #[arg(long)]
     pub(crate) transient: bool,
@@ -96,7 +97,7 @@ pub(crate) async fn run(fleet: &Fleet, args: &IdleArgs) -> Result<Report, BenchE
     let mut open = Vec::with_capacity(args.connections as usize);
     let mut connecting = JoinSet::new();
     for number in 0..args.connections {
-        if connecting.len() >= CONNECTING_MAX
+        if connecting.len() >= usize::from(args.at_once)
             && let Some(done) = connecting.join_next().await
         {
             open.push(done.map_err(|_| BenchError::Task)??);
@@ -207,8 +208,11 @@ impl Report {
     pub(crate) fn table(&self) -> String {
         let mib = |bytes: u64| bytes as f64 / (1 << 20) as f64;
         let mut lines = format!(
-            "{} idle connections with {} subscriptions each, in {:.1} s\n",
-            self.connections, self.subscriptions, self.connected_s
+            "{} idle connections with {} subscriptions each, in {:.2} s: {:.0}/s\n",
+            self.connections,
+            self.subscriptions,
+            self.connected_s,
+            f64::from(self.connections) / self.connected_s.max(f64::EPSILON)
         );
         for (place, (before, after)) in self.before.iter().zip(&self.after).enumerate() {
             lines.push_str(&format!(

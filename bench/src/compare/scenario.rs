@@ -175,6 +175,7 @@ impl Scenario {
         let idle = IdleArgs {
             connections: args.idle_connections,
             subscriptions: 0,
+            at_once: 256,
             transient: false,
             v4: true,
             bytes_max: None,

@@ -8,8 +8,8 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::VecDeque;
-use std::future::{Future as _, poll_fn};
-use std::pin::{Pin, pin};
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -45,8 +45,8 @@ pub(super) struct Conn {
     pub(super) session: RefCell<Session>,
     /// Commands that the proposer had no room for, in order.
     pub(super) stash: RefCell<VecDeque<Box<Submission>>>,
-    /// Set when the socket is gone before the CONNECT was applied.
-    pub(super) withdrawn: Arc<AtomicBool>,
+    /// While its CONNECT is not applied: set when the socket is gone before.
+    withdrawn: RefCell<Option<Arc<AtomicBool>>>,
     /// For its announcement under `$SYS`.
     pub(super) facts: Option<Box<ClientFacts>>,
     io: IoRef,
@@ -141,9 +141,28 @@ impl Conn {
         }
     }
 
+    /// Its CONNECT goes out: what says whether it was withdrawn meanwhile.
+    pub(super) fn connecting(&self) -> Arc<AtomicBool> {
+        let withdrawn = Arc::new(AtomicBool::new(false));
+        self.withdrawn.replace(Some(withdrawn.clone()));
+        withdrawn
+    }
+
+    /// Its CONNECT was applied.
+    pub(super) fn connected(&self) {
+        self.withdrawn.take();
+    }
+
+    /// A CONNECT that still waits is for nobody.
+    fn withdraw(&self) {
+        if let Some(withdrawn) = self.withdrawn.take() {
+            withdrawn.store(true, Ordering::Release);
+        }
+    }
+
     /// Sends what is buffered, then closes the socket. A CONNECT that still waits is for nobody.
     pub(super) fn close(&self) {
-        self.withdrawn.store(true, Ordering::Release);
+        self.withdraw();
         self.io.close();
         self.io.notify_dispatcher();
     }
@@ -157,7 +176,7 @@ struct Guard {
 
 impl Drop for Guard {
     fn drop(&mut self) {
-        self.conn.withdrawn.store(true, Ordering::Release);
+        self.conn.withdraw();
         self.worker.drive(&self.conn, |session, _, out| session.end(Ending::SocketClosed, out));
         self.worker.leave(&self.conn);
         self.worker.await_room();
@@ -165,8 +184,29 @@ impl Drop for Guard {
 }
 
 /// Serves one socket from its first byte to its last.
-pub(super) async fn serve(io: Io, worker: Rc<Worker>, listener: Arc<Listener>) {
-    let Some(mut arrival) = Arrival::new(worker.clone(), listener) else { return };
+pub(super) fn serve(io: Io, worker: Rc<Worker>, listener: Arc<Listener>) -> impl Future<Output = ()> {
+    // In a box of its own, because an idle connection needs no room for what it took to come so far.
+    let opening = Box::pin(open(io, worker, listener));
+    async move {
+        let Some(open) = opening.await else { return };
+        run(&open).await;
+        drop(open.guard);
+        let _ = open.io.shutdown().await;
+    }
+}
+
+/// A socket whose CONNECT was passed on, or refused.
+struct Open {
+    guard: Guard,
+    io: IoBoxed,
+    wire: Wire,
+    /// Counts it to the end.
+    _arrival: Arrival,
+}
+
+/// From an accepted socket to a connection in its slot. `None` when it came to nothing.
+async fn open(io: Io, worker: Rc<Worker>, listener: Arc<Listener>) -> Option<Open> {
+    let mut arrival = Arrival::new(worker.clone(), listener)?;
     // Asked for while the socket is fresh: one that its client has closed again does not know it any more, and
     // what was sent before may still count.
     let peer = io.query::<ntex::io::types::PeerAddr>().get().map(|addr| addr.0);
@@ -174,15 +214,12 @@ pub(super) async fn serve(io: Io, worker: Rc<Worker>, listener: Arc<Listener>) {
     let is_plain = arrival.listener.options.is_plain();
     let (io, client) = if is_plain {
         if !arrival.enter(peer.map(|peer| peer.ip())) {
-            return;
+            return None;
         }
         (IoBoxed::from(io), Client { peer, is_unknown: false, certificate_user: None })
     } else {
         // In a box of its own: what plain TCP does not need takes no room there.
-        match Box::pin(listen::unwrap(io, peer, &mut arrival)).await {
-            Some(opened) => opened,
-            None => return,
-        }
+        Box::pin(listen::unwrap(io, peer, &mut arrival)).await?
     };
     let greeting = if is_plain {
         greet(&io, &worker).await
@@ -193,20 +230,17 @@ pub(super) async fn serve(io: Io, worker: Rc<Worker>, listener: Arc<Listener>) {
     };
     let Some((version, wire, connect)) = greeting else {
         let _ = io.shutdown().await;
-        return;
+        return None;
     };
     io.stop_timer();
     let Some(identity) = authenticate(&io, &wire, &client, &arrival, &worker, &connect).await else {
         let _ = io.shutdown().await;
-        return;
+        return None;
     };
     let conn = admit(&io, &client, &arrival, &worker, version, *connect, identity);
-    drop(client);
-    let guard = Guard { worker: worker.clone(), conn: conn.clone() };
-    worker.await_room();
-    run(&io, &wire, &conn, &worker).await;
-    drop(guard);
-    let _ = io.shutdown().await;
+    let guard = Guard { worker, conn };
+    guard.worker.await_room();
+    Some(Open { guard, io, wire, _arrival: arrival })
 }
 
 fn seconds(ms: u64) -> Seconds {
@@ -279,7 +313,7 @@ fn admit(
             incarnation: incarnation.unwrap_or(0),
             session: RefCell::new(session),
             stash: RefCell::default(),
-            withdrawn: Arc::new(AtomicBool::new(false)),
+            withdrawn: RefCell::default(),
             facts,
             io: io.get_ref(),
             has_layers: !listener.is_plain(),
@@ -299,11 +333,10 @@ fn fresh_id() -> String {
 }
 
 /// Runs the connection until it is over.
-async fn run(io: &IoBoxed, wire: &Wire, conn: &Rc<Conn>, worker: &Rc<Worker>) {
+fn run(open: &Open) -> impl Future<Output = ()> + '_ {
     let mut watch = Watch::default();
-    // ntex's timer is not told of once the socket is closed, and what is said then may still count.
-    let mut last_call = pin!(None);
-    poll_fn(|cx| {
+    poll_fn(move |cx| {
+        let Open { guard: Guard { worker, conn }, io, wire, .. } = open;
         loop {
             match turn(io, wire, conn, worker, &mut watch, cx) {
                 Turn::Again => {}
@@ -313,11 +346,8 @@ async fn run(io: &IoBoxed, wire: &Wire, conn: &Rc<Conn>, worker: &Rc<Worker>) {
                 }
                 Turn::WaitForConnect(wait) => {
                     worker.await_room();
-                    if last_call.is_none() {
-                        last_call.set(Some(tokio::time::sleep(wait)));
-                    }
-                    let Some(time) = last_call.as_mut().as_pin_mut() else { return Poll::Pending };
-                    ready!(time.poll(cx));
+                    let last_call = watch.last_call.get_or_insert_with(|| Box::pin(tokio::time::sleep(wait)));
+                    ready!(last_call.as_mut().poll(cx));
                     return Poll::Ready(());
                 }
                 Turn::Over => {
@@ -327,7 +357,6 @@ async fn run(io: &IoBoxed, wire: &Wire, conn: &Rc<Conn>, worker: &Rc<Worker>) {
             }
         }
     })
-    .await;
 }
 
 enum Turn {
@@ -349,6 +378,8 @@ struct Watch {
     sent_bytes: u64,
     /// While the client publishes too fast: ntex's timer counts whole seconds.
     throttle: Option<Pin<Box<tokio::time::Sleep>>>,
+    /// ntex's timer is not told of once the socket is closed, and what is said then may still count.
+    last_call: Option<Pin<Box<tokio::time::Sleep>>>,
 }
 
 impl Watch {

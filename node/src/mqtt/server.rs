@@ -26,7 +26,7 @@ use super::backend::Backend;
 use super::conn;
 use super::effects::{FrontEffects, Mailbox, ToWorker};
 use super::listen::{Bounds, ListenSocket, Listener, ListenerSnapshot, OpenError, Opened, SocketFile};
-use super::options::{MqttOptions, REFUSALS_MAX};
+use super::options::MqttOptions;
 use super::reason::Reason;
 use super::stats::{Stats, StatsSnapshot};
 use super::sys::SysBoard;
@@ -239,11 +239,8 @@ fn run(opened: Vec<Opened>, threads: Threads, stopped: oneshot::Receiver<()>) ->
         .set_write_buf(options.outbound_bytes_max, BUFFER_LOW_BYTES, BUFFERS_KEPT);
     ntex::rt::System::new("mqtt", ntex::rt::DefaultRuntime).block_on(async move {
         let config: SharedCfg = SharedCfg::new("mqtt").add(io).into();
-        let mut server = ntex::server::build()
-            .disable_signals()
-            .workers(options.workers)
-            .maxconn(options.connections_max.saturating_add(REFUSALS_MAX * 2))
-            .on_worker_start(async move || {
+        let mut server =
+            ntex::server::build().disable_signals().workers(options.workers).on_worker_start(async move || {
                 let worker = threads.worker();
                 if worker.is_none() {
                     (threads.on_fatal)("an MQTT worker died and was started again");
@@ -279,14 +276,13 @@ fn service(
     listener: Arc<Listener>,
 ) -> impl ServiceFactory<Io, SharedCfg, Response = (), Error = io::Error, InitError = ()> {
     let worker = WORKER.with_borrow(Option::clone);
-    ntex::fn_service(move |io: Io| {
-        let (worker, listener) = (worker.clone(), listener.clone());
-        async move {
-            if let Some(worker) = worker {
-                conn::serve(io, worker, listener).await;
-            }
-            Ok::<_, io::Error>(())
+    ntex::fn_service(async move |io: Io| {
+        if let Some(worker) = worker.clone() {
+            // A task of its own: ntex's call of this service would hold more memory than the connection's task,
+            // as long as there is the connection.
+            ntex::rt::spawn(conn::serve(io, worker, listener.clone()));
         }
+        Ok::<_, io::Error>(())
     })
 }
 

@@ -118,7 +118,6 @@ pub(crate) fn wall_ms() -> u64 {
 /// What is told of a client when it comes and when it goes.
 #[derive(Debug)]
 pub(super) struct ClientFacts {
-    client_id: Box<str>,
     username: Option<Box<str>>,
     peer: Option<SocketAddr>,
     version: Version,
@@ -131,7 +130,6 @@ pub(super) struct ClientFacts {
 impl ClientFacts {
     pub(super) fn of(connect: &Connect, version: Version, peer: Option<SocketAddr>) -> Box<Self> {
         Box::new(Self {
-            client_id: connect.client_id.as_str().into(),
             username: connect.username.as_deref().map(Box::from),
             peer,
             version,
@@ -143,45 +141,41 @@ impl ClientFacts {
     }
 
     /// The announcement that it is connected; `None` where its identifier makes no topic, or nobody is to be told.
-    pub(super) fn connected(&self, board: &SysBoard, assigned: Option<&str>) -> Option<Publish> {
-        let mut facts = self.common(assigned);
+    pub(super) fn connected(&self, board: &SysBoard, client_id: &str) -> Option<Publish> {
+        let mut facts = self.common(client_id);
         if let Some(facts) = facts.as_object_mut() {
             facts.insert("connack".into(), json!(0));
             facts.insert("keepalive".into(), json!(self.keep_alive_s));
             facts.insert("clean_start".into(), json!(self.clean_start));
             facts.insert("expiry_interval".into(), json!(self.expiry_s));
         }
-        self.announce(board, assigned, "connected", &facts)
+        announce(board, client_id, "connected", &facts)
     }
 
     /// The announcement that it is gone.
     pub(super) fn disconnected(
         &self,
         board: &SysBoard,
-        assigned: Option<&str>,
+        client_id: &str,
         reason: Reason,
         is_goodbye: bool,
     ) -> Option<Publish> {
-        let mut facts = self.common(assigned);
+        let mut facts = self.common(client_id);
         if let Some(facts) = facts.as_object_mut() {
             facts.insert("reason".into(), json!(ending(reason, is_goodbye)));
             facts.insert("disconnected_at".into(), json!(wall_ms()));
         }
-        self.announce(board, assigned, "disconnected", &facts)
+        announce(board, client_id, "disconnected", &facts)
     }
 
-    fn client_id<'a>(&'a self, assigned: Option<&'a str>) -> &'a str {
-        assigned.unwrap_or(&self.client_id)
-    }
-
-    fn common(&self, assigned: Option<&str>) -> serde_json::Value {
+    fn common(&self, client_id: &str) -> serde_json::Value {
         let (name, version) = match self.version {
             Version::V31 => ("MQIsdp", 3),
             Version::V311 => ("MQTT", 4),
             Version::V5 => ("MQTT", 5),
         };
         json!({
-            "clientid": self.client_id(assigned),
+            "clientid": client_id,
             "username": self.username.as_deref().unwrap_or("undefined"),
             "ipaddress": self.peer.map(|peer| peer.ip().to_canonical().to_string()),
             "proto_name": name,
@@ -190,20 +184,14 @@ impl ClientFacts {
             "ts": wall_ms(),
         })
     }
+}
 
-    fn announce(
-        &self,
-        board: &SysBoard,
-        assigned: Option<&str>,
-        what: &str,
-        facts: &serde_json::Value,
-    ) -> Option<Publish> {
-        let node = board.node.get()?;
-        let topic = format!("{SYS}/brokers/{}/clients/{}/{what}", node.0, self.client_id(assigned));
-        // An identifier with a wildcard, or one that is too long, has no topic.
-        let topic = TopicName::new(&topic).ok()?;
-        Some(publish(&value(topic, facts.to_string())))
-    }
+fn announce(board: &SysBoard, client_id: &str, what: &str, facts: &serde_json::Value) -> Option<Publish> {
+    let node = board.node.get()?;
+    let topic = format!("{SYS}/brokers/{}/clients/{client_id}/{what}", node.0);
+    // An identifier with a wildcard, or one that is too long, has no topic.
+    let topic = TopicName::new(&topic).ok()?;
+    Some(publish(&value(topic, facts.to_string())))
 }
 
 /// How a connection ended, in EMQX's words where it has one.

@@ -274,6 +274,7 @@ impl Worker {
     fn carry_out(&self, conn: &Rc<Conn>, out: &mut Output) {
         let stats = &self.mailbox.stats;
         if out.counts.accepted > 0 {
+            conn.connected();
             self.announce(conn, None);
         }
         let counts = std::mem::take(&mut out.counts);
@@ -325,11 +326,11 @@ impl Worker {
     fn announce(&self, conn: &Conn, gone: Option<Reason>) {
         let Some(facts) = &conn.facts else { return };
         let session = conn.session.borrow();
-        let (board, assigned) = (&self.shared.board, session.assigned_client_id());
+        let (board, client_id) = (&self.shared.board, session.client_id());
         let announcement = match gone {
-            None => facts.connected(board, assigned),
+            None => facts.connected(board, client_id),
             Some(reason) if session.me().is_some() => {
-                facts.disconnected(board, assigned, reason, session.said_goodbye())
+                facts.disconnected(board, client_id, reason, session.said_goodbye())
             }
             Some(_) => None, // it never was connected
         };
@@ -341,7 +342,7 @@ impl Worker {
     fn submit(&self, conn: &Rc<Conn>, commands: &mut Vec<(Request, Command)>, acks_can_wait: bool) {
         let mut submissions = self.submissions.take();
         submissions.extend(commands.drain(..).map(|(request, command)| {
-            let withdrawn = matches!(command, Command::Connect(_)).then(|| conn.withdrawn.clone());
+            let withdrawn = matches!(command, Command::Connect(_)).then(|| conn.connecting());
             let can_wait = acks_can_wait && matches!(command, Command::Settle(_));
             Submission { command, ticket: conn.address.ticket(request), withdrawn, can_wait }
         }));

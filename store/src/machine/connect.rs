@@ -5,6 +5,8 @@
 //! [`super::timers`]; detaching only notes what is due (will, expiry), so that one thing never sets off an
 //! unbounded chain of others.
 
+use std::sync::Arc;
+
 use crate::command::{Close, Connect, SessionRef};
 use crate::effect::{Connected, Effect, EffectSink, KickReason, Outcome};
 use crate::ids::{Epoch, Incarnation, Position, QueueSeq, SessionId};
@@ -77,7 +79,7 @@ impl<S: RowStore> Machine<S> {
             }
             None => {
                 let row = SessionRow {
-                    client_id: connect.client_id.clone(),
+                    client_id: Arc::from(connect.client_id.as_str()),
                     epoch,
                     owner: None,
                     expiry_s,

@@ -87,7 +87,7 @@ impl<S: RowStore> Machine<S> {
         }
         let publisher = publish.from.and_then(|from| self.sessions.get(from.session));
         let row = DelayedRow {
-            publisher: publisher.map(|session| session.row.client_id.clone()),
+            publisher: publisher.map(|session| session.row.client_id.to_string()),
             expiry_s: publish.expiry_s,
             message: Message {
                 position,

@@ -52,7 +52,7 @@ impl<S: RowStore> Machine<S> {
         let is_known = |seen: NoRoom| {
             (seen.from, seen.next_seq, seen.rows) == (from, counters.next_seq, counters.rows) && now < seen.until
         };
-        if !drop_oldest && self.sessions.get(id).and_then(|s| s.no_room).is_some_and(is_known) {
+        if !drop_oldest && self.sessions.get(id).and_then(|s| s.no_room.as_deref().copied()).is_some_and(is_known) {
             return Ok(false);
         }
         let has_expired = |row: &WindowRow| row.expires_at.is_some_and(|at| at <= now);
@@ -94,7 +94,8 @@ impl<S: RowStore> Machine<S> {
             let soonest = rows.iter().filter_map(|row| row.expires_at).min();
             let until = soonest.unwrap_or(ClusterTime(u64::MAX));
             let (next_seq, rows) = (counters.next_seq, session.counters.rows);
-            session.no_room = (!drop_oldest && rows == counters.rows).then_some(NoRoom { from, next_seq, rows, until });
+            let found_none = !drop_oldest && rows == counters.rows;
+            session.no_room = found_none.then(|| Box::new(NoRoom { from, next_seq, rows, until }));
         }
         Ok(suffices)
     }

@@ -53,7 +53,7 @@ pub(super) struct Session {
     /// here changes what a search costs, never what it finds.
     pub(super) gone: (QueueSeq, QueueSeq),
     /// The last search that found nothing to go.
-    pub(super) no_room: Option<NoRoom>,
+    pub(super) no_room: Option<Box<NoRoom>>,
     /// Its part in shared groups, if it has any.
     pub(super) membership: Option<Box<Membership>>,
 }
@@ -86,7 +86,8 @@ impl Session {
 /// All sessions, and the ways to find them.
 #[derive(Debug, Default)]
 pub(super) struct Sessions {
-    by_id: HashMap<SessionId, Session, BuildHasherDefault<IdHasher>>,
+    /// In boxes: the map has up to twice as many places as sessions, and a place is small.
+    by_id: HashMap<SessionId, Box<Session>, BuildHasherDefault<IdHasher>>,
     by_client: HashMap<Arc<str>, SessionId>,
     /// By the incarnation they are connected to, open or not: what is left under a closed one waits to be
     /// detached.
@@ -136,13 +137,13 @@ impl OverHalf {
 
 impl Sessions {
     pub(super) fn get(&self, id: SessionId) -> Option<&Session> {
-        self.by_id.get(&id)
+        self.by_id.get(&id).map(Box::as_ref)
     }
 
     /// For everything but the owner, which [`Self::set_owner`] keeps in step, and counters
     /// ([`Self::counters_mut`]).
     pub(super) fn get_mut(&mut self, id: SessionId) -> Option<&mut Session> {
-        self.by_id.get_mut(&id)
+        self.by_id.get_mut(&id).map(Box::as_mut)
     }
 
     /// The counters, to be changed: they are written at the end of the run.
@@ -215,19 +216,19 @@ impl Sessions {
     }
 
     pub(super) fn insert(&mut self, id: SessionId, session: Session) {
-        self.by_client.insert(Arc::from(session.row.client_id.as_str()), id);
+        self.by_client.insert(session.row.client_id.clone(), id);
         if let Some(owner) = session.row.owner {
             self.owned.entry(owner).or_default().insert(id);
         }
-        self.by_id.insert(id, session);
+        self.by_id.insert(id, Box::new(session));
     }
 
-    pub(super) fn remove(&mut self, id: SessionId) -> Option<Session> {
+    pub(super) fn remove(&mut self, id: SessionId) -> Option<Box<Session>> {
         self.set_owner(id, None);
         let session = self.by_id.remove(&id)?;
         self.queued = self.queued.saturating_sub(session.counted);
         self.over_half.forget(&session);
-        self.by_client.remove(session.row.client_id.as_str());
+        self.by_client.remove(&session.row.client_id);
         Some(session)
     }
 
@@ -267,7 +268,7 @@ impl Sessions {
 fn summary(id: SessionId, session: &Session) -> SessionSummary {
     SessionSummary {
         session: id,
-        client_id: session.row.client_id.clone(),
+        client_id: session.row.client_id.to_string(),
         owner: session.row.owner,
         queued: session.counters.rows,
         queued_bytes: session.counters.bytes,

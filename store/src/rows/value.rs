@@ -112,8 +112,8 @@ pub struct AppliedRow {
 /// A session.
 #[derive(Clone, Debug, PartialEq, Eq, Encode, Decode)]
 pub struct SessionRow {
-    /// Client Identifier.
-    pub client_id: String,
+    /// Client Identifier; whoever finds the session by it shares it.
+    pub client_id: Arc<str>,
     /// Latest CONNECT.
     pub epoch: Epoch,
     /// Incarnation it is connected to; kept when that was closed until the session is closed in its turn.

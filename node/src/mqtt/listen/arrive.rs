@@ -55,6 +55,13 @@ impl Arrival {
         let mut arrival = Self { worker, listener, place: None, refusal: None };
         let now = Instant::now();
         let shared = arrival.worker.shared.clone();
+        // Those that have no place yet, because a PROXY header is to come first, are not without bound.
+        let sockets_max = shared.options.connections_max.saturating_add(REFUSALS_MAX * 2);
+        let sockets = arrival.worker.mailbox.stats.connections.load(Ordering::Relaxed);
+        if sockets > sockets_max as u64 {
+            arrival.refuse(Refusal::Connections, now);
+            return None;
+        }
         // The listener first: what it does not take must not use up the node's rate, which is for the others, too.
         if arrival.listener.bounds.arrives(now) && shared.bounds.arrives(now) {
             return Some(arrival);

@@ -1,7 +1,7 @@
 //! CONNECT and CONNACK: one command opens, resumes or takes over the session; its outcome says how the
 //! client finds it.
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use quorate_store::command::{self, Command};
@@ -41,12 +41,6 @@ pub(super) struct Greeting {
     assigned: Option<Arc<str>>,
     keep_alive_s: Option<u16>,
     wants_response_information: bool,
-}
-
-impl Greeting {
-    pub(super) fn assigned(&self) -> Option<&str> {
-        self.assigned.as_deref()
-    }
 }
 
 impl Session {
@@ -99,12 +93,13 @@ impl Session {
             logged_qos0: 0,
             unanswered_qos1: 0,
             unanswered_qos2: 0,
-            inbound_qos2: HashSet::new(),
+            inbound_qos2: BTreeSet::new(),
             held: VecDeque::new(),
             held_bytes: 0,
-            aliases: HashMap::new(),
+            aliases: BTreeMap::new(),
+            // Nothing is delivered before the outcome, which says what the queue is.
             outbox: Outbox::new(Start {
-                durable: false,
+                durable: true,
                 head: QueueSeq(0),
                 sent_until: QueueSeq(0),
                 tail: QueueSeq(0),

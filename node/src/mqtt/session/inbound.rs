@@ -8,7 +8,7 @@ use quorate_store::message::MessageProperties;
 use quorate_store::seeded_bug::{SeededBug, is_seeded};
 use quorate_store::topic::{TopicFilter, TopicName};
 
-use super::requests::Wait;
+use super::requests::{Subscribing, Wait};
 use super::wishes::Wishes;
 use super::{Ending, Now, Output, Session};
 use crate::mqtt::options::DELIVERY_OVERHEAD_BYTES;
@@ -172,7 +172,7 @@ impl Session {
             return self.propose(Wait::Publish0, command, out);
         }
         let command = Command::Subscribe(command::Subscribe { from, identifier, filters });
-        self.propose(Wait::Subscribe(id, known, sys), command, out);
+        self.propose(Wait::Subscribe(Box::new(Subscribing { id, known, sys })), command, out);
     }
 
     /// Asks the rules for each filter: it is refused, or granted at a QoS that may be lower than asked for.
@@ -224,7 +224,8 @@ impl Session {
             out.packets.push(Outgoing::UnsubAck(id, vec![Reason::SUCCESS; filters.len()]));
             return self.propose(Wait::Publish0, Command::Unsubscribe { from, filters }, out);
         }
-        self.propose(Wait::Unsubscribe(id, known), Command::Unsubscribe { from, filters }, out);
+        let wait = Wait::Unsubscribe(Box::new((id, known)));
+        self.propose(wait, Command::Unsubscribe { from, filters }, out);
     }
 
     /// DISCONNECT from the client.

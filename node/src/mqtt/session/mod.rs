@@ -26,7 +26,7 @@ mod requests;
 mod tests;
 mod wishes;
 
-use std::collections::{HashMap, HashSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use quorate_store::access::Access;
@@ -194,11 +194,11 @@ pub struct Session {
     /// QoS 2 publishes before their PUBREC.
     unanswered_qos2: usize,
     /// QoS 2 identifiers of this connection between PUBLISH and PUBCOMP; they count for Receive Maximum.
-    inbound_qos2: HashSet<PacketId>,
+    inbound_qos2: BTreeSet<PacketId>,
     /// Publishes of a 3.1.1 client that wait for room in the window.
     held: VecDeque<Publish>,
     held_bytes: usize,
-    aliases: HashMap<u16, TopicName>,
+    aliases: BTreeMap<u16, TopicName>,
     outbox: Outbox,
 }
 
@@ -213,12 +213,6 @@ impl Session {
     #[must_use]
     pub fn me(&self) -> Option<SessionRef> {
         self.me
-    }
-
-    /// The client identifier that it was given because it came without one.
-    #[must_use]
-    pub fn assigned_client_id(&self) -> Option<&str> {
-        self.greeting.assigned()
     }
 
     /// Whether the client ended the connection with DISCONNECT.

@@ -116,7 +116,7 @@ pub(super) struct Broken(pub(super) Reason);
 #[derive(Debug)]
 pub(super) struct Outbox {
     /// Of a transient session: what is not rows.
-    memory: Option<Memory>,
+    memory: Option<Box<Memory>>,
     /// Whether that comes next.
     memory_is_next: bool,
     window: usize,
@@ -147,7 +147,7 @@ pub(super) struct Outbox {
     acks: Vec<Ack>,
     /// Proposed and not yet applied, in order.
     settling: VecDeque<Ack>,
-    asked: Option<Asked>,
+    asked: Option<Box<Asked>>,
     /// The write buffer was full when there was something to send.
     blocked: bool,
     aliases: Aliases,
@@ -156,7 +156,7 @@ pub(super) struct Outbox {
 impl Outbox {
     pub(super) fn new(start: Start) -> Self {
         Self {
-            memory: (!start.durable).then(Memory::new),
+            memory: (!start.durable).then(|| Box::new(Memory::new())),
             memory_is_next: false,
             window: usize::from(start.window.max(1)),
             sent_until: start.sent_until,
@@ -403,7 +403,8 @@ impl Outbox {
             }
             None => return None,
         };
-        self.asked = Some(Asked { from, tail: self.tail, withdrawn: Vec::new(), until: QueueSeq(u64::MAX) });
+        let (tail, until) = (self.tail, QueueSeq(u64::MAX));
+        self.asked = Some(Box::new(Asked { from, tail, withdrawn: Vec::new(), until }));
         Some(PageWanted { from, rows_max: options.page_rows_max, bytes_max: options.page_bytes_max })
     }
 
@@ -425,7 +426,7 @@ impl Outbox {
     }
 
     fn in_flight_of_both(&self) -> usize {
-        self.passed + self.memory.as_ref().map_or(0, Memory::in_flight)
+        self.passed + self.memory.as_deref().map_or(0, Memory::in_flight)
     }
 
     /// Whether one more may be sent now.
@@ -465,7 +466,7 @@ impl Outbox {
 
     /// The same for what is not rows.
     fn send_from_memory(&mut self, link: Link<'_>, now: Now, out: &mut Output) -> bool {
-        if self.memory.as_ref().is_none_or(Memory::is_empty) || !self.has_room(out) {
+        if self.memory.as_deref().is_none_or(Memory::is_empty) || !self.has_room(out) {
             return false;
         }
         let Some(mut memory) = self.memory.take() else { return false };
@@ -484,7 +485,7 @@ impl Outbox {
 
     /// The memory, when the identifier is in use there.
     fn memory_of(&mut self, id: PacketId) -> Option<&mut Memory> {
-        self.memory.as_mut().filter(|memory| memory.has(id))
+        self.memory.as_deref_mut().filter(|memory| memory.has(id))
     }
 
     /// Moves the cursor to `seq`, over owed PUBRELs.

@@ -20,7 +20,8 @@ pub(super) struct Pending {
     pub(super) wait: Wait,
 }
 
-/// What a client, or the session itself, waits for.
+/// What a client, or the session itself, waits for. What is large is in a box: an idle connection keeps the room for
+/// a few of these.
 #[derive(Debug)]
 pub(super) enum Wait {
     /// CONNACK.
@@ -35,13 +36,22 @@ pub(super) enum Wait {
     Release(PacketId),
     /// The window moves by so many acknowledgements.
     Settle(usize),
-    /// SUBACK: what is known before the outcome, `None` where the log decides; and which of those that it decides
-    /// ask for `$SYS` topics.
-    Subscribe(PacketId, Vec<Option<Reason>>, Vec<(usize, SysAsk)>),
-    /// UNSUBACK, likewise.
-    Unsubscribe(PacketId, Vec<Option<Reason>>),
+    /// SUBACK.
+    Subscribe(Box<Subscribing>),
+    /// UNSUBACK: what is known before the outcome, `None` where the log decides.
+    Unsubscribe(Box<(PacketId, Vec<Option<Reason>>)>),
     /// Only its turn.
-    Turn(Outgoing),
+    Turn(Box<Outgoing>),
+}
+
+/// A SUBSCRIBE on its way through the log.
+#[derive(Debug)]
+pub(super) struct Subscribing {
+    pub(super) id: PacketId,
+    /// What is known before the outcome, `None` where the log decides.
+    pub(super) known: Vec<Option<Reason>>,
+    /// Which of those that it decides ask for `$SYS` topics.
+    pub(super) sys: Vec<(usize, SysAsk)>,
 }
 
 impl Session {
@@ -60,7 +70,7 @@ impl Session {
         } else {
             let request = self.next_request;
             self.next_request += 1;
-            self.pending.push_back(Pending { request, wait: Wait::Turn(packet) });
+            self.pending.push_back(Pending { request, wait: Wait::Turn(Box::new(packet)) });
         }
     }
 
@@ -76,7 +86,7 @@ impl Session {
         self.decide(wait, outcome, now, out);
         while let Some(Pending { wait: Wait::Turn(_), .. }) = self.pending.front() {
             if let Some(Pending { wait: Wait::Turn(packet), .. }) = self.pending.pop_front() {
-                self.acknowledge(packet, out);
+                self.acknowledge(*packet, out);
             }
         }
         self.release_held(out);
@@ -145,7 +155,8 @@ impl Session {
                 self.acknowledge(Outgoing::PubComp(id, reason), out);
             }
             (Wait::Settle(count), Outcome::Done) => self.outbox.settled(count, out),
-            (Wait::Subscribe(id, known, sys), Outcome::Subscribed(granted)) => {
+            (Wait::Subscribe(subscribing), Outcome::Subscribed(granted)) => {
+                let Subscribing { id, known, sys } = *subscribing;
                 let is_due = |place: usize, ask: &SysAsk| match granted.get(place) {
                     Some(Ok(granted)) => granted.is_new || !ask.only_new,
                     Some(Err(_)) | None => false,
@@ -154,7 +165,8 @@ impl Session {
                 let granted = granted.into_iter().map(|g| g.map_or_else(Reason, |granted| Reason(granted.qos as u8)));
                 self.acknowledge(Outgoing::SubAck(id, fill(known, granted)), out);
             }
-            (Wait::Unsubscribe(id, known), Outcome::Unsubscribed(existed)) => {
+            (Wait::Unsubscribe(unsubscribing), Outcome::Unsubscribed(existed)) => {
+                let (id, known) = *unsubscribing;
                 let gone = |existed| if existed { Reason::SUCCESS } else { Reason::NO_SUBSCRIPTION_EXISTED };
                 self.acknowledge(Outgoing::UnsubAck(id, fill(known, existed.into_iter().map(gone))), out);
             }
