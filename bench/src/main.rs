@@ -9,10 +9,13 @@ mod failover;
 mod fleet;
 mod histogram;
 mod idle;
+mod light;
 mod machine;
+mod nodes;
 mod offline;
 mod peer;
 mod publisher;
+mod sessions;
 mod shared;
 mod subscriber;
 mod suite;
@@ -95,9 +98,9 @@ enum BenchError {
         /// Its last lines.
         log: String,
     },
-    /// A peer does not get ready.
+    /// Something does not come about in time.
     #[error("not within {bound:?}: {what}; last seen: {last}")]
-    PeerNotReady {
+    NotWithin {
         /// What was waited for.
         what: String,
         /// For how long.
@@ -134,6 +137,30 @@ enum BenchError {
         /// All the same.
         report: String,
     },
+    /// Something took more than it may.
+    #[error("{report}{what}: {value:.2} {unit}, at most {bound} {unit} were allowed")]
+    Above {
+        /// What.
+        what: &'static str,
+        /// Of both figures.
+        unit: &'static str,
+        /// What it took.
+        value: f64,
+        /// The bound.
+        bound: f64,
+        /// All the same.
+        report: String,
+    },
+    /// What was promised is not there.
+    #[error("{report}lost: {count} {what}")]
+    Lost {
+        /// What of.
+        what: &'static str,
+        /// How many.
+        count: u64,
+        /// All the same.
+        report: String,
+    },
     /// The report could not be written.
     #[error("writing the report: {0}")]
     Json(#[from] serde_json::Error),
@@ -143,6 +170,24 @@ impl BenchError {
     fn io(what: &str) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.to_owned();
         move |source| Self::Io { what, source }
+    }
+
+    /// Whether something took more than a bound that was given.
+    fn above(
+        (what, unit): (&'static str, &'static str),
+        value: f64,
+        bound: Option<f64>,
+        report: impl FnOnce() -> String,
+    ) -> Result<(), Self> {
+        match bound.filter(|bound| value > *bound) {
+            Some(bound) => Err(Self::Above { what, unit, value, bound, report: report() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether something is lost.
+    fn lost(what: &'static str, count: u64, report: impl FnOnce() -> String) -> Result<(), Self> {
+        if count == 0 { Ok(()) } else { Err(Self::Lost { what, count, report: report() }) }
     }
 }
 
@@ -171,6 +216,8 @@ enum Command {
     Offline(offline::OfflineArgs),
     /// Memory that a connection takes on which nothing is said.
     Idle(idle::IdleArgs),
+    /// Stores sessions of clients that are away, and starts a node on them.
+    Sessions(sessions::SessionsArgs),
     /// Everything of docs/PERFORMANCE.md, one after the other.
     Suite(suite::SuiteArgs),
     /// Other brokers and Quorate under the same loads.
@@ -234,6 +281,10 @@ async fn measure(cli: Cli, fleet: &mut Fleet) -> Result<(), BenchError> {
         }
         Command::Idle(args) => {
             let report = idle::run(fleet, &args).await?;
+            show(cli.json, &report, &report.table())
+        }
+        Command::Sessions(args) => {
+            let report = sessions::run(fleet, &args).await?;
             show(cli.json, &report, &report.table())
         }
         Command::Suite(args) => {
