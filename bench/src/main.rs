@@ -3,6 +3,8 @@
 //! It knows nothing of the broker's inside. One thread, one buffer for each connection and a codec that copies
 //! nothing, because it usually shares the machine with the brokers that it measures.
 
+mod backlog;
+mod beside;
 mod compare;
 mod connection;
 mod failover;

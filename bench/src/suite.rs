@@ -72,6 +72,9 @@ pub(crate) async fn run(fleet: &mut Fleet, args: &SuiteArgs, json: bool) -> Resu
         publishers: 10,
         window: 200,
         memory_mib_max: None,
+        beside: false,
+        boot: false,
+        boot_s_max: None,
         v4: false,
     };
     let offline = offline::run(fleet, &away).await?;
