@@ -17,8 +17,11 @@ mod nodes;
 mod offline;
 mod peer;
 mod publisher;
+mod restart;
+mod seen;
 mod sessions;
 mod shared;
+mod stubborn;
 mod subscriber;
 mod suite;
 mod throughput;
@@ -220,6 +223,8 @@ enum Command {
     Idle(idle::IdleArgs),
     /// Stores sessions of clients that are away, and starts a node on them.
     Sessions(sessions::SessionsArgs),
+    /// All nodes are killed under load and started again.
+    Restart(restart::RestartArgs),
     /// Everything of docs/PERFORMANCE.md, one after the other.
     Suite(suite::SuiteArgs),
     /// Other brokers and Quorate under the same loads.
@@ -287,6 +292,10 @@ async fn measure(cli: Cli, fleet: &mut Fleet) -> Result<(), BenchError> {
         }
         Command::Sessions(args) => {
             let report = sessions::run(fleet, &args).await?;
+            show(cli.json, &report, &report.table())
+        }
+        Command::Restart(args) => {
+            let report = restart::run(fleet, &args).await?;
             show(cli.json, &report, &report.table())
         }
         Command::Suite(args) => {

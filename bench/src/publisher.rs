@@ -34,14 +34,14 @@ pub(crate) struct Plan {
 }
 
 /// An encoded PUBLISH with the places that change.
-struct Template {
+pub(crate) struct Template {
     bytes: Vec<u8>,
     id_at: Option<usize>,
     payload_at: usize,
 }
 
 impl Template {
-    fn new(plan: &Plan) -> Self {
+    pub(crate) fn new(plan: &Plan) -> Self {
         let mut bytes = Vec::new();
         let payload_bytes = plan.payload_bytes.max(Stamp::BYTES);
         let publish = Publish {
@@ -59,7 +59,8 @@ impl Template {
         Self { id_at: (plan.qos > 0).then(|| payload_at - properties - 2), payload_at, bytes }
     }
 
-    fn append(&self, out: &mut Vec<u8>, id: u16, stamp: Stamp) {
+    /// One more with this packet identifier and stamp.
+    pub(crate) fn append(&self, out: &mut Vec<u8>, id: u16, stamp: Stamp) {
         let start = out.len();
         out.extend_from_slice(&self.bytes);
         if let Some(place) = self.id_at.and_then(|at| out.get_mut(start + at..start + at + 2)) {
