@@ -5,6 +5,7 @@
 
 mod backlog;
 mod beside;
+mod catch_up;
 mod compare;
 mod connection;
 mod failover;
@@ -166,6 +167,9 @@ enum BenchError {
         /// All the same.
         report: String,
     },
+    /// The arguments do not bring about what is to be measured.
+    #[error("{0}")]
+    Pointless(&'static str),
     /// The report could not be written.
     #[error("writing the report: {0}")]
     Json(#[from] serde_json::Error),
@@ -225,6 +229,8 @@ enum Command {
     Sessions(sessions::SessionsArgs),
     /// All nodes are killed under load and started again.
     Restart(restart::RestartArgs),
+    /// A node that was away needs a snapshot, and gets it beside load.
+    CatchUp(catch_up::CatchUpArgs),
     /// Everything of docs/PERFORMANCE.md, one after the other.
     Suite(suite::SuiteArgs),
     /// Other brokers and Quorate under the same loads.
@@ -259,7 +265,11 @@ async fn run(cli: Cli) -> Result<(), BenchError> {
         let report = compare::run(&cli.fleet, args).await?;
         return show(cli.json, &report, &report.table());
     }
-    let mut fleet = Fleet::open(&cli.fleet)?;
+    let configured = match &cli.command {
+        Command::CatchUp(args) => cli.fleet.with_env(&args.env()?),
+        _ => cli.fleet.clone(),
+    };
+    let mut fleet = Fleet::open(&configured)?;
     let result = measure(cli, &mut fleet).await;
     if result.is_err() {
         fleet.keep_logs();
@@ -296,6 +306,10 @@ async fn measure(cli: Cli, fleet: &mut Fleet) -> Result<(), BenchError> {
         }
         Command::Restart(args) => {
             let report = restart::run(fleet, &args).await?;
+            show(cli.json, &report, &report.table())
+        }
+        Command::CatchUp(args) => {
+            let report = catch_up::run(fleet, &args).await?;
             show(cli.json, &report, &report.table())
         }
         Command::Suite(args) => {
