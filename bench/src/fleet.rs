@@ -55,10 +55,20 @@ impl FleetArgs {
         Self { peer, ..self.clone() }
     }
 
+    /// The same with so many nodes.
+    pub(crate) fn with_nodes(&self, nodes: u8) -> Self {
+        Self { nodes, ..self.clone() }
+    }
+
     /// The same with nodes that are configured so.
     pub(crate) fn with_env(&self, env: &[(&str, String)]) -> Self {
         let env = env.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
         Self { env, ..self.clone() }
+    }
+
+    /// Whether these are nodes of Quorate that this program starts.
+    pub(crate) fn is_own(&self) -> bool {
+        self.mqtt.is_empty() && self.peer.is_none()
     }
 
     /// Whether brokers are meant that this program does not start.

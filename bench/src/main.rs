@@ -10,6 +10,7 @@ mod compare;
 mod connection;
 mod failover;
 mod fleet;
+mod growth;
 mod histogram;
 mod idle;
 mod light;
@@ -231,6 +232,8 @@ enum Command {
     Restart(restart::RestartArgs),
     /// A node that was away needs a snapshot, and gets it beside load.
     CatchUp(catch_up::CatchUpArgs),
+    /// Processor time a message as clients, subscriptions, payloads and nodes grow.
+    Growth(growth::GrowthArgs),
     /// Everything of docs/PERFORMANCE.md, one after the other.
     Suite(suite::SuiteArgs),
     /// Other brokers and Quorate under the same loads.
@@ -263,6 +266,11 @@ async fn run(cli: Cli) -> Result<(), BenchError> {
     if let Command::Compare(args) = &cli.command {
         idle::raise_descriptors(args.connections())?;
         let report = compare::run(&cli.fleet, args).await?;
+        return show(cli.json, &report, &report.table());
+    }
+    if let Command::Growth(args) = &cli.command {
+        idle::raise_descriptors(args.connections())?;
+        let report = growth::run(&cli.fleet, args).await?;
         return show(cli.json, &report, &report.table());
     }
     let configured = match &cli.command {
@@ -316,7 +324,7 @@ async fn measure(cli: Cli, fleet: &mut Fleet) -> Result<(), BenchError> {
             let report = suite::run(fleet, &args, cli.json).await?;
             show(cli.json, &report, "")
         }
-        Command::Compare(_) | Command::Cluster => keep(fleet),
+        Command::Compare(_) | Command::Growth(_) | Command::Cluster => keep(fleet),
     }
 }
 

@@ -3,10 +3,10 @@
 //!
 //! What fails is a result too: it is written down as it was said, and the next one begins.
 
-mod chart;
+pub(crate) mod chart;
 mod page;
 mod scenario;
-mod summary;
+pub(crate) mod summary;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
