@@ -137,6 +137,13 @@ impl GrowthArgs {
     pub(crate) fn connections(&self) -> u32 {
         self.clients.iter().copied().max().unwrap_or_default()
     }
+
+    /// Nodes that take the largest payload, and never less than they do as they come.
+    fn roomy(&self, fleet: &FleetArgs) -> FleetArgs {
+        let largest = self.payloads.iter().copied().max().unwrap_or_default() as u64;
+        let packet_bytes_max = (largest + PACKET_BYTES_MORE).max(1 << 20);
+        fleet.with_env(&[("QUORATE_PACKET_BYTES_MAX", packet_bytes_max.to_string())])
+    }
 }
 
 /// The most publishers, and as many subscribers, that so many clients can be.
@@ -158,9 +165,9 @@ pub(crate) async fn run(fleet: &FleetArgs, args: &GrowthArgs) -> Result<Report, 
     let mut points = Vec::new();
     for axis in &args.axes {
         points.extend(match axis {
-            Axis::Clients => clients(fleet, args).await?,
-            Axis::Subscriptions => subscriptions(fleet, args).await?,
-            Axis::Payload => payloads(fleet, args).await?,
+            Axis::Clients => on(fleet, async |fleet| clients(fleet, args).await).await?,
+            Axis::Subscriptions => on(fleet, async |fleet| subscriptions(fleet, args).await).await?,
+            Axis::Payload => on(&args.roomy(fleet), async |fleet| payloads(fleet, args).await).await?,
             Axis::Nodes => sizes(fleet, args).await?,
         });
     }
@@ -173,6 +180,19 @@ pub(crate) async fn run(fleet: &FleetArgs, args: &GrowthArgs) -> Result<Report, 
     Ok(report)
 }
 
+/// Measures on nodes that are new; what they said is kept when that fails.
+async fn on(
+    fleet: &FleetArgs,
+    work: impl AsyncFnOnce(&Fleet) -> Result<Vec<Point>, BenchError>,
+) -> Result<Vec<Point>, BenchError> {
+    let fleet = Fleet::open(fleet)?;
+    let points = work(&fleet).await;
+    if points.is_err() {
+        fleet.keep_logs();
+    }
+    points
+}
+
 async fn measure(
     fleet: &Fleet,
     args: &GrowthArgs,
@@ -180,7 +200,6 @@ async fn measure(
     pairs: usize,
     bytes: usize,
 ) -> Result<Point, BenchError> {
-    eprintln!("{axis:?}: {size}");
     let rate = args.rate.min(args.bytes_rate_max / bytes.max(1) as f64);
     let load = LoadArgs {
         publishers: pairs,
@@ -199,12 +218,15 @@ async fn measure(
         subscribe_to: 1,
     };
     let steady = LoadArgs { rate: Some(rate / pairs as f64), ..load.clone() };
-    Ok(Point {
+    let point = Point {
         axis,
         size,
         at_rate: figures(&throughput::run(fleet, &steady).await?),
         at_window: figures(&throughput::run(fleet, &load).await?),
-    })
+    };
+    // All of them take a while, and what is measured should not go with what fails later.
+    eprintln!("{}", point.line());
+    Ok(point)
 }
 
 fn figures(report: &throughput::Report) -> Figures {
@@ -228,15 +250,14 @@ fn spread(nodes: &[SocketAddr], number: u32) -> Result<SocketAddr, BenchError> {
     nodes.get(number as usize % nodes.len().max(1)).copied().ok_or(BenchError::NotOurs)
 }
 
-async fn clients(fleet: &FleetArgs, args: &GrowthArgs) -> Result<Vec<Point>, BenchError> {
-    let fleet = Fleet::open(fleet)?;
+async fn clients(fleet: &Fleet, args: &GrowthArgs) -> Result<Vec<Point>, BenchError> {
     let (mut held, mut points): (Vec<TcpStream>, Vec<Point>) = (Vec::new(), Vec::new());
     for size in sorted(&args.clients) {
         let others = size.saturating_sub(2 * pairs(size) as u32);
         let more = held.len() as u32..others.max(held.len() as u32);
         held.extend(light::each(more, CONNECTING_MAX, |number| hold(spread(&fleet.mqtt, number), number)).await?);
         let point = (Axis::Clients, u64::from(size));
-        points.push(measure(&fleet, args, point, pairs(size), args.bytes).await?);
+        points.push(measure(fleet, args, point, pairs(size), args.bytes).await?);
         let lost = held.iter().filter(|stream| light::is_closed(stream)).count() as u64;
         BenchError::lost("idle connections", lost, String::new)?;
     }
@@ -250,8 +271,7 @@ async fn hold(at: Result<SocketAddr, BenchError>, number: u32) -> Result<TcpStre
     Ok(stream)
 }
 
-async fn subscriptions(fleet: &FleetArgs, args: &GrowthArgs) -> Result<Vec<Point>, BenchError> {
-    let fleet = Fleet::open(fleet)?;
+async fn subscriptions(fleet: &Fleet, args: &GrowthArgs) -> Result<Vec<Point>, BenchError> {
     let (mut stored, mut points) = (0, Vec::new());
     for size in sorted(&args.subscriptions) {
         let more: Vec<(u32, u32)> = sessions(stored, size);
@@ -261,10 +281,10 @@ async fn subscriptions(fleet: &FleetArgs, args: &GrowthArgs) -> Result<Vec<Point
         });
         subscribed.await?;
         // What is still written of them belongs to no message.
-        idle::steady(&fleet).await?;
+        idle::steady(fleet).await?;
         stored = size;
         let point = (Axis::Subscriptions, u64::from(size));
-        points.push(measure(&fleet, args, point, PAIRS_MAX, args.bytes).await?);
+        points.push(measure(fleet, args, point, PAIRS_MAX, args.bytes).await?);
     }
     Ok(points)
 }
@@ -285,14 +305,10 @@ async fn subscribe(at: Result<SocketAddr, BenchError>, (first, count): (u32, u32
     light::close(stream, Version::V5).await
 }
 
-async fn payloads(fleet: &FleetArgs, args: &GrowthArgs) -> Result<Vec<Point>, BenchError> {
-    let largest = args.payloads.iter().copied().max().unwrap_or_default() as u64;
-    // Never less than a broker takes as it comes.
-    let packet_bytes_max = (largest + PACKET_BYTES_MORE).max(1 << 20).to_string();
-    let fleet = Fleet::open(&fleet.with_env(&[("QUORATE_PACKET_BYTES_MAX", packet_bytes_max)]))?;
+async fn payloads(fleet: &Fleet, args: &GrowthArgs) -> Result<Vec<Point>, BenchError> {
     let mut points = Vec::new();
     for bytes in sorted(&args.payloads) {
-        points.push(measure(&fleet, args, (Axis::Payload, bytes as u64), PAIRS_MAX, bytes).await?);
+        points.push(measure(fleet, args, (Axis::Payload, bytes as u64), PAIRS_MAX, bytes).await?);
     }
     Ok(points)
 }
@@ -300,8 +316,10 @@ async fn payloads(fleet: &FleetArgs, args: &GrowthArgs) -> Result<Vec<Point>, Be
 async fn sizes(fleet: &FleetArgs, args: &GrowthArgs) -> Result<Vec<Point>, BenchError> {
     let mut points = Vec::new();
     for size in sorted(&args.sizes) {
-        let fleet = Fleet::open(&fleet.with_nodes(size))?;
-        points.push(measure(&fleet, args, (Axis::Nodes, u64::from(size)), PAIRS_MAX, args.bytes).await?);
+        let point = (Axis::Nodes, u64::from(size));
+        let fleet = fleet.with_nodes(size);
+        let measured = on(&fleet, async |fleet| Ok(vec![measure(fleet, args, point, PAIRS_MAX, args.bytes).await?]));
+        points.extend(measured.await?);
     }
     Ok(points)
 }
@@ -317,6 +335,16 @@ impl Axis {
     }
 }
 
+impl Point {
+    fn line(&self) -> String {
+        let figures = |of: &Figures| {
+            format!(" {:>12.0} {:>8.1} {:>9.2} {:>9.2}", of.per_s, of.cpu_us, of.ack_p50_ms, of.ack_p99_ms)
+        };
+        let size = number(self.size as f64, 0);
+        format!("{:>22} {size:<12}{}  {}", self.axis.title(), figures(&self.at_rate), figures(&self.at_window))
+    }
+}
+
 impl Report {
     /// Lines for people.
     pub(crate) fn table(&self) -> String {
@@ -325,13 +353,8 @@ impl Report {
              {:>22} {:<12} {:>10}/s {:>8} {:>9} {:>9}   {:>10}/s {:>8} {:>9} {:>9}\n",
             "", "", "fixed rate", "cpu us", "p50 ms", "p99 ms", "window", "cpu us", "p50 ms", "p99 ms"
         );
-        for Point { axis, size, at_rate, at_window } in &self.points {
-            text += &format!("{:>22} {:<12}", axis.title(), number(*size as f64, 0));
-            for of in [at_rate, at_window] {
-                text +=
-                    &format!(" {:>12.0} {:>8.1} {:>9.2} {:>9.2}  ", of.per_s, of.cpu_us, of.ack_p50_ms, of.ack_p99_ms);
-            }
-            text.truncate(text.trim_end().len());
+        for point in &self.points {
+            text += &point.line();
             text.push('\n');
         }
         text
