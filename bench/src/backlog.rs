@@ -28,6 +28,8 @@ pub(crate) struct Backlog {
     pub(crate) version: Version,
     pub(crate) messages: u64,
     pub(crate) payload_bytes: usize,
+    /// See [`publisher::Plan`].
+    pub(crate) is_noise: bool,
     pub(crate) publishers: usize,
     pub(crate) window: usize,
 }
@@ -76,6 +78,7 @@ impl Backlog {
                 qos: 1,
                 window: self.window,
                 payload_bytes: self.payload_bytes,
+                is_noise: self.is_noise,
                 is_persistent: false,
                 rate: None,
                 messages_max: share + rest,

@@ -121,6 +121,7 @@ async fn run(plan: Plan, mut asked: mpsc::UnboundedReceiver<oneshot::Sender<Lap>
         // At a rate a slow acknowledgement must not hold back the next publish.
         window: if plan.rate.is_some() { 1_000 } else { 1 },
         payload_bytes: plan.payload_bytes,
+        is_noise: false,
         is_persistent: true,
         rate: plan.rate,
         messages_max: u64::MAX,

@@ -96,6 +96,7 @@ async fn run_local(fleet: &mut Fleet, args: &OfflineArgs) -> Result<Report, Benc
         version: fleet.version(args.v4),
         messages: args.messages,
         payload_bytes: args.bytes,
+        is_noise: false,
         publishers: args.publishers,
         window: usize::from(args.window),
     };

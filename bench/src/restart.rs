@@ -121,6 +121,7 @@ impl Load {
                 qos: 1,
                 window: usize::from(args.window),
                 payload_bytes: args.bytes,
+                is_noise: false,
                 is_persistent: true,
                 rate: None,
                 messages_max: u64::MAX,
