@@ -68,7 +68,7 @@ pub(crate) async fn leader(fleet: &mut Fleet) -> Result<usize, BenchError> {
 pub(crate) async fn follower(fleet: &mut Fleet) -> Result<usize, BenchError> {
     let leader = leader(fleet).await?;
     match fleet.mqtt.len() {
-        0 | 1 => Err(BenchError::Stuck("a single node has no follower: start more by --nodes")),
+        0 | 1 => Err(BenchError::Pointless("a single node has no follower to be killed: start more by --nodes")),
         nodes => Ok((leader + nodes - 1) % nodes),
     }
 }

@@ -99,6 +99,11 @@ async fn store(at: SocketAddr, version: Version, number: u32) -> Result<u64, Ben
 /// Stores, looks, kills, starts.
 pub(crate) async fn run(fleet: &mut Fleet, args: &SessionsArgs) -> Result<Report, BenchError> {
     let version = fleet.version(false);
+    let is_booting = !args.no_boot && fleet.cluster.is_some();
+    if is_booting {
+        // Rather now than when all are stored.
+        nodes::follower(fleet).await?;
+    }
     let before = idle::steady(fleet).await?;
     let targets = match args.to {
         Some(place) => vec![fleet.at(place)?],
@@ -114,7 +119,7 @@ pub(crate) async fn run(fleet: &mut Fleet, args: &SessionsArgs) -> Result<Report
     let mut stored = Histogram::default();
     waits.iter().for_each(|ns| stored.record(*ns));
     let after = idle::steady(fleet).await?;
-    let boot = if args.no_boot || fleet.cluster.is_none() { None } else { Some(boot(fleet, args, version).await?) };
+    let boot = if is_booting { Some(boot(fleet, args, version).await?) } else { None };
     let per_s = f64::from(args.count) / seconds;
     let report = Report {
         count: args.count,
