@@ -1,4 +1,4 @@
-//! The brokers under load: three that this process starts, those of a peer, or ones that run already.
+//! The brokers under load: nodes that this process starts, those of a peer, or ones that run already.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -19,13 +19,17 @@ pub(crate) const FORM_MAX: Duration = Duration::from_secs(90);
 /// Which brokers.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct FleetArgs {
-    /// The broker to start three nodes of (default: `quorate` beside this program).
+    /// The broker to start nodes of (default: `quorate` beside this program).
     #[arg(long, value_name = "FILE", global = true, conflicts_with = "mqtt")]
     broker: Option<PathBuf>,
-    /// Where the three nodes keep their data (default: a temporary folder). Choose the disk to be measured.
+    /// Where the nodes keep their data (default: a temporary folder). Choose the disk to be measured.
     #[arg(long, value_name = "DIR", global = true, conflicts_with = "mqtt")]
     dir: Option<PathBuf>,
-    /// Each of the three nodes in a network namespace of its own (as root), so that its links can be cut.
+    /// How many nodes are started.
+    #[arg(long, default_value_t = 3, value_name = "NODES", global = true, conflicts_with_all = ["mqtt", "peer"],
+        value_parser = clap::value_parser!(u8).range(1..=9))]
+    nodes: u8,
+    /// Each of the nodes in a network namespace of its own (as root), so that its links can be cut.
     #[arg(long, global = true, conflicts_with = "mqtt")]
     pub(crate) machines: bool,
     /// MQTT addresses of brokers that run already, instead of starting any.
@@ -40,12 +44,31 @@ pub(crate) struct FleetArgs {
     /// Where the packages of other brokers are unpacked (default: where `make peers` puts them).
     #[arg(long, value_name = "DIR", global = true)]
     peers_dir: Option<PathBuf>,
+    /// What a command configures its nodes with (`QUORATE_...`), beside this process's own environment.
+    #[arg(skip)]
+    env: Vec<(String, String)>,
 }
 
 impl FleetArgs {
     /// The same for another broker; none: Quorate.
     pub(crate) fn of(&self, peer: Option<Peer>) -> Self {
         Self { peer, ..self.clone() }
+    }
+
+    /// The same with so many nodes.
+    pub(crate) fn with_nodes(&self, nodes: u8) -> Self {
+        Self { nodes, ..self.clone() }
+    }
+
+    /// The same with nodes that are configured so.
+    pub(crate) fn with_env(&self, env: &[(&str, String)]) -> Self {
+        let env = env.iter().map(|(key, value)| ((*key).to_owned(), value.clone())).collect();
+        Self { env, ..self.clone() }
+    }
+
+    /// Whether these are nodes of Quorate that this program starts.
+    pub(crate) fn is_own(&self) -> bool {
+        self.mqtt.is_empty() && self.peer.is_none()
     }
 
     /// Whether brokers are meant that this program does not start.
@@ -72,7 +95,7 @@ pub(crate) struct Fleet {
 }
 
 impl Fleet {
-    /// Starts three brokers, or takes those that run.
+    /// Starts brokers, or takes those that run.
     pub(crate) fn open(args: &FleetArgs) -> Result<Self, BenchError> {
         let parent = args.dir.clone().unwrap_or_else(std::env::temp_dir);
         let temporary = TempDir::with_prefix_in("quorate-bench-", &parent)
@@ -92,12 +115,12 @@ impl Fleet {
             Some(binary) => binary.clone(),
             None => std::env::current_exe().map_err(BenchError::io("this program"))?.with_file_name("quorate"),
         };
-        eprintln!("starting three nodes of {} in {}", binary.display(), dir.display());
+        eprintln!("starting nodes of {}: {}, in {}", binary.display(), args.nodes, dir.display());
         let options = ClusterOptions {
             binary: binary.clone(),
             dir: dir.clone(),
-            nodes: 3,
-            env: Vec::new(),
+            nodes: usize::from(args.nodes),
+            env: args.env.clone(),
             machines: args.machines,
         };
         let mut fleet = Self {
@@ -192,7 +215,7 @@ fn quorate(binary: &Path, nodes: usize) -> Result<Description, BenchError> {
         name: "Quorate".to_owned(),
         version: text.trim().rsplit(' ').next().unwrap_or_default().to_owned(),
         nodes,
-        durability: "in the log of a majority of three nodes, fsynced".to_owned(),
+        durability: "in the log of a majority, fsynced".to_owned(),
         configuration: "as it comes\n".to_owned(),
     })
 }

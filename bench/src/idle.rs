@@ -7,20 +7,16 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use clap::Args;
-use quorate_jepsen::wire::{Packet, Version, decode, encode, frame};
+use quorate_jepsen::wire::{Packet, Version, encode};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use serde::Serialize;
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
-use tokio::task::JoinSet;
 
 use crate::connection::client;
 use crate::fleet::Fleet;
 use crate::machine::{self, Pages};
-use crate::{BenchError, connection};
+use crate::{BenchError, connection, light};
 
-/// Longest time for one of them.
-const ANSWER_MAX: Duration = Duration::from_secs(60);
 /// Descriptors beside the sockets: files of the databases, links between nodes.
 const DESCRIPTORS: u64 = 2_000;
 /// Memory is steady when so many looks in a row found the same.
@@ -94,28 +90,22 @@ pub(crate) async fn run(fleet: &Fleet, args: &IdleArgs) -> Result<Report, BenchE
     }
     let before = steady(fleet).await?;
     let start = Instant::now();
-    let mut open = Vec::with_capacity(args.connections as usize);
-    let mut connecting = JoinSet::new();
-    for number in 0..args.connections {
-        if connecting.len() >= usize::from(args.at_once)
-            && let Some(done) = connecting.join_next().await
-        {
-            open.push(done.map_err(|_| BenchError::Task)??);
-        }
-        connecting.spawn(connect(at, version, number, args.clone()));
-    }
-    while let Some(done) = connecting.join_next().await {
-        open.push(done.map_err(|_| BenchError::Task)??);
-    }
+    let mut open = light::each(0..args.connections, usize::from(args.at_once), |number| {
+        connect(at, version, number, args.clone())
+    })
+    .await?;
     let connected_s = start.elapsed().as_secs_f64();
     // As idle clients do; what a connection keeps after it was used counts too.
     let mut ping = Vec::new();
     encode::ping(&mut ping);
     for stream in &mut open {
-        ask(stream, version, &ping, |packet| matches!(packet, Packet::PingResp)).await?;
+        match light::ask(stream, version, &ping, "PINGRESP").await? {
+            Packet::PingResp => {}
+            other => return Err(BenchError::Refused { at, answer: format!("{other:?}") }),
+        }
     }
     let after = steady(fleet).await?;
-    let lost = open.iter().filter(|stream| is_closed(stream)).count();
+    let lost = open.iter().filter(|stream| light::is_closed(stream)).count();
     if lost > 0 {
         return Err(BenchError::Refused { at, answer: format!("the end of {lost} idle connections") });
     }
@@ -142,55 +132,16 @@ pub(crate) async fn run(fleet: &Fleet, args: &IdleArgs) -> Result<Report, BenchE
 }
 
 async fn connect(at: SocketAddr, version: Version, number: u32, args: IdleArgs) -> Result<TcpStream, BenchError> {
-    let opening = async {
-        let shown = at.to_string();
-        let mut stream = TcpStream::connect(at).await.map_err(BenchError::io(&shown))?;
-        let id = format!("bench-idle-{number}");
-        let mut out = Vec::new();
-        encode::connect(&mut out, version, &client(version, &id, !args.transient, args.transient));
-        ask(&mut stream, version, &out, |packet| matches!(packet, Packet::ConnAck { code: 0, .. })).await?;
-        for n in 0..args.subscriptions {
-            out.clear();
-            encode::subscribe(&mut out, version, n + 1, &[(&format!("idle/{number}/{n}"), 1)]);
-            ask(&mut stream, version, &out, |packet| matches!(packet, Packet::SubAck { .. })).await?;
-        }
-        Ok(stream)
-    };
-    tokio::time::timeout(ANSWER_MAX, opening).await.map_err(|_| BenchError::Silent { at, what: "CONNACK or SUBACK" })?
-}
-
-/// Sends one packet and reads the one that answers it.
-async fn ask(
-    stream: &mut TcpStream,
-    version: Version,
-    packet: &[u8],
-    is_wanted: impl Fn(&Packet) -> bool,
-) -> Result<(), BenchError> {
-    let at = stream.peer_addr().map_err(BenchError::io("a client's socket"))?;
-    let shown = at.to_string();
-    stream.write_all(packet).await.map_err(BenchError::io(&shown))?;
-    let (mut buffer, mut length) = ([0; 512], 0);
-    loop {
-        let read = buffer.get(..length).unwrap_or_default();
-        if let Some(frame) = frame(read)? {
-            let answer = decode(&frame, version)?;
-            let refused = || Err(BenchError::Refused { at, answer: format!("{answer:?}") });
-            return if is_wanted(&answer) { Ok(()) } else { refused() };
-        }
-        match stream.read(buffer.get_mut(length..).unwrap_or_default()).await.map_err(BenchError::io(&shown))? {
-            0 => return Err(BenchError::Closed { at }),
-            bytes => length += bytes,
-        }
+    let id = format!("bench-idle-{number}");
+    let (mut stream, _) = light::open(at, version, &client(version, &id, !args.transient, args.transient)).await?;
+    for n in 0..args.subscriptions {
+        light::subscribe(&mut stream, version, n + 1, &[format!("idle/{number}/{n}")]).await?;
     }
-}
-
-/// Whether the broker has ended it: nothing else comes on an idle connection.
-fn is_closed(stream: &TcpStream) -> bool {
-    !matches!(stream.try_read(&mut [0; 64]), Err(e) if e.kind() == std::io::ErrorKind::WouldBlock)
+    Ok(stream)
 }
 
 /// Memory of the brokers, when it does not change any more.
-async fn steady(fleet: &Fleet) -> Result<Vec<Pages>, BenchError> {
+pub(crate) async fn steady(fleet: &Fleet) -> Result<Vec<Pages>, BenchError> {
     let look = || fleet.nodes().iter().map(|pid| machine::pages(*pid)).collect::<Result<Vec<_>, _>>();
     let (start, mut last, mut same) = (Instant::now(), look()?, 0);
     while same < STEADY_LOOKS && start.elapsed() < STEADY_MAX {

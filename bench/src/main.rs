@@ -3,17 +3,27 @@
 //! It knows nothing of the broker's inside. One thread, one buffer for each connection and a codec that copies
 //! nothing, because it usually shares the machine with the brokers that it measures.
 
+mod backlog;
+mod beside;
+mod catch_up;
 mod compare;
 mod connection;
 mod failover;
 mod fleet;
+mod growth;
 mod histogram;
 mod idle;
+mod light;
 mod machine;
+mod nodes;
 mod offline;
 mod peer;
 mod publisher;
+mod restart;
+mod seen;
+mod sessions;
 mod shared;
+mod stubborn;
 mod subscriber;
 mod suite;
 mod throughput;
@@ -95,9 +105,9 @@ enum BenchError {
         /// Its last lines.
         log: String,
     },
-    /// A peer does not get ready.
+    /// Something does not come about in time.
     #[error("not within {bound:?}: {what}; last seen: {last}")]
-    PeerNotReady {
+    NotWithin {
         /// What was waited for.
         what: String,
         /// For how long.
@@ -134,6 +144,33 @@ enum BenchError {
         /// All the same.
         report: String,
     },
+    /// Something took more than it may.
+    #[error("{report}{what}: {value:.2} {unit}, at most {bound} {unit} were allowed")]
+    Above {
+        /// What.
+        what: &'static str,
+        /// Of both figures.
+        unit: &'static str,
+        /// What it took.
+        value: f64,
+        /// The bound.
+        bound: f64,
+        /// All the same.
+        report: String,
+    },
+    /// What was promised is not there.
+    #[error("{report}lost: {count} {what}")]
+    Lost {
+        /// What of.
+        what: &'static str,
+        /// How many.
+        count: u64,
+        /// All the same.
+        report: String,
+    },
+    /// The arguments do not bring about what is to be measured.
+    #[error("{0}")]
+    Pointless(&'static str),
     /// The report could not be written.
     #[error("writing the report: {0}")]
     Json(#[from] serde_json::Error),
@@ -143,6 +180,24 @@ impl BenchError {
     fn io(what: &str) -> impl FnOnce(std::io::Error) -> Self {
         let what = what.to_owned();
         move |source| Self::Io { what, source }
+    }
+
+    /// Whether something took more than a bound that was given.
+    fn above(
+        (what, unit): (&'static str, &'static str),
+        value: f64,
+        bound: Option<f64>,
+        report: impl FnOnce() -> String,
+    ) -> Result<(), Self> {
+        match bound.filter(|bound| value > *bound) {
+            Some(bound) => Err(Self::Above { what, unit, value, bound, report: report() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Whether something is lost.
+    fn lost(what: &'static str, count: u64, report: impl FnOnce() -> String) -> Result<(), Self> {
+        if count == 0 { Ok(()) } else { Err(Self::Lost { what, count, report: report() }) }
     }
 }
 
@@ -171,6 +226,14 @@ enum Command {
     Offline(offline::OfflineArgs),
     /// Memory that a connection takes on which nothing is said.
     Idle(idle::IdleArgs),
+    /// Stores sessions of clients that are away, and starts a node on them.
+    Sessions(sessions::SessionsArgs),
+    /// All nodes are killed under load and started again.
+    Restart(restart::RestartArgs),
+    /// A node that was away needs a snapshot, and gets it beside load.
+    CatchUp(catch_up::CatchUpArgs),
+    /// Processor time a message as clients, subscriptions, payloads and nodes grow.
+    Growth(growth::GrowthArgs),
     /// Everything of docs/PERFORMANCE.md, one after the other.
     Suite(suite::SuiteArgs),
     /// Other brokers and Quorate under the same loads.
@@ -205,7 +268,16 @@ async fn run(cli: Cli) -> Result<(), BenchError> {
         let report = compare::run(&cli.fleet, args).await?;
         return show(cli.json, &report, &report.table());
     }
-    let mut fleet = Fleet::open(&cli.fleet)?;
+    if let Command::Growth(args) = &cli.command {
+        idle::raise_descriptors(args.connections())?;
+        let report = growth::run(&cli.fleet, args).await?;
+        return show(cli.json, &report, &report.table());
+    }
+    let configured = match &cli.command {
+        Command::CatchUp(args) => cli.fleet.with_env(&args.env()?),
+        _ => cli.fleet.clone(),
+    };
+    let mut fleet = Fleet::open(&configured)?;
     let result = measure(cli, &mut fleet).await;
     if result.is_err() {
         fleet.keep_logs();
@@ -236,11 +308,23 @@ async fn measure(cli: Cli, fleet: &mut Fleet) -> Result<(), BenchError> {
             let report = idle::run(fleet, &args).await?;
             show(cli.json, &report, &report.table())
         }
+        Command::Sessions(args) => {
+            let report = sessions::run(fleet, &args).await?;
+            show(cli.json, &report, &report.table())
+        }
+        Command::Restart(args) => {
+            let report = restart::run(fleet, &args).await?;
+            show(cli.json, &report, &report.table())
+        }
+        Command::CatchUp(args) => {
+            let report = catch_up::run(fleet, &args).await?;
+            show(cli.json, &report, &report.table())
+        }
         Command::Suite(args) => {
             let report = suite::run(fleet, &args, cli.json).await?;
             show(cli.json, &report, "")
         }
-        Command::Compare(_) | Command::Cluster => keep(fleet),
+        Command::Compare(_) | Command::Growth(_) | Command::Cluster => keep(fleet),
     }
 }
 

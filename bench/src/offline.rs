@@ -1,24 +1,22 @@
 //! Messages queued for a session that is away: how fast they go in, what they cost in memory, how fast they come out.
 
-use std::rc::Rc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use clap::Args;
 use serde::Serialize;
 use tokio::task::LocalSet;
 
-use crate::connection::{Connection, client, end_session};
+use crate::backlog::Backlog;
+use crate::beside::{self, Beside, End, Lap};
+use crate::connection::end_session;
 use crate::fleet::Fleet;
 use crate::machine::Memory;
-use crate::shared::{Phase, Shared};
-use crate::{BenchError, machine, publisher, subscriber};
+use crate::{BenchError, machine, nodes};
 
-/// The session that is away.
-const CLIENT: &str = "bench-offline";
-/// Longest drain.
-const DRAIN_MAX: Duration = Duration::from_secs(900);
-/// A drain without a delivery for so long is over.
-const DRAIN_IDLE_MAX: Duration = Duration::from_secs(60);
+/// How long the clients beside are alone first.
+const BESIDE_ALONE: Duration = Duration::from_secs(5);
+/// Longest boot with everything queued.
+const BOOT_MAX: Duration = Duration::from_secs(300);
 
 /// The experiment.
 #[derive(Args, Clone, Debug)]
@@ -38,9 +36,32 @@ pub(crate) struct OfflineArgs {
     /// Fails when a broker's memory was ever above so many MiB.
     #[arg(long, value_name = "MIB")]
     pub(crate) memory_mib_max: Option<u64>,
+    /// Another pair of clients meanwhile, on a topic of its own: what they see of it.
+    #[arg(long)]
+    pub(crate) beside: bool,
+    /// A follower is killed (SIGKILL) and started again with everything queued.
+    #[arg(long)]
+    pub(crate) boot: bool,
+    /// Fails when that follower took longer than this to be ready.
+    #[arg(long, value_name = "SECONDS", requires = "boot")]
+    pub(crate) boot_s_max: Option<f64>,
     /// MQTT 3.1.1 instead of 5.0.
     #[arg(long)]
     pub(crate) v4: bool,
+}
+
+/// What the clients beside saw.
+#[derive(Clone, Debug, Default, Serialize)]
+struct BesideReport {
+    /// Alone.
+    before: Lap,
+    /// While messages were queued.
+    filling: Lap,
+    /// While a follower was killed and came back.
+    booting: Option<Lap>,
+    /// While the session got them.
+    draining: Lap,
+    end: End,
 }
 
 /// What came out.
@@ -52,6 +73,8 @@ pub(crate) struct Report {
     pub(crate) queued_per_s: f64,
     /// Memory of each broker with all of them queued.
     queued_memory: Vec<Memory>,
+    /// From the start of the follower's process until it welcomed clients, with all of them queued.
+    boot_s: Option<f64>,
     /// Messages a second while the session got them, on another node than it left.
     pub(crate) drained_per_s: f64,
     /// Memory of each broker after that.
@@ -59,97 +82,79 @@ pub(crate) struct Report {
     pub(crate) delivered: u64,
     pub(crate) repeated: u64,
     pub(crate) skipped: u64,
+    beside: Option<BesideReport>,
 }
 
 /// Queues and drains.
-pub(crate) async fn run(fleet: &Fleet, args: &OfflineArgs) -> Result<Report, BenchError> {
+pub(crate) async fn run(fleet: &mut Fleet, args: &OfflineArgs) -> Result<Report, BenchError> {
     LocalSet::new().run_until(run_local(fleet, args)).await
 }
 
-async fn run_local(fleet: &Fleet, args: &OfflineArgs) -> Result<Report, BenchError> {
-    let version = fleet.version(args.v4);
-    end_session(fleet.at(1)?, version, CLIENT).await?;
-    let plan = subscriber::Plan {
-        at: fleet.at(1)?,
-        version,
-        client_id: CLIENT.to_owned(),
-        filter: "offline/#".to_owned(),
-        qos: 1,
-        is_persistent: true,
+async fn run_local(fleet: &mut Fleet, args: &OfflineArgs) -> Result<Report, BenchError> {
+    let backlog = Backlog {
+        client: "bench-offline",
+        version: fleet.version(args.v4),
+        messages: args.messages,
+        payload_bytes: args.bytes,
+        is_noise: false,
         publishers: args.publishers,
+        window: usize::from(args.window),
     };
-    subscriber::open(&plan).await?.close().await?;
-
-    let queueing = Rc::new(Shared::default());
-    let mut publishing = Vec::new();
-    for number in 0..args.publishers {
-        let share = args.messages / args.publishers as u64;
-        let rest = if number == 0 { args.messages % args.publishers as u64 } else { 0 };
-        let plan = publisher::Plan {
-            at: fleet.at(0)?,
-            version,
-            client_id: format!("{CLIENT}-p{number}"),
-            number: number as u32,
-            topic: format!("offline/{number}"),
-            qos: 1,
-            window: usize::from(args.window),
-            payload_bytes: args.bytes,
-            is_persistent: false,
+    // Only one that is not to be killed has clients beside.
+    let victim = if args.boot { Some(nodes::follower(fleet).await?) } else { None };
+    let first = victim.map_or(0, |victim| victim + 1);
+    backlog.leave(fleet.at(first + 1)?).await?;
+    let mut beside = None;
+    if args.beside {
+        let plan = beside::Plan {
+            publish_to: fleet.at(first)?,
+            subscribe_to: fleet.at(first + 1)?,
+            version: backlog.version,
             rate: None,
-            messages_max: share + rest,
+            payload_bytes: args.bytes,
         };
-        publishing.push(tokio::task::spawn_local(publisher::publish(plan, Rc::clone(&queueing))));
+        let pair = Beside::start(plan).await?;
+        tokio::time::sleep(BESIDE_ALONE).await;
+        let parts = BesideReport { before: pair.lap().await?, ..BesideReport::default() };
+        beside = Some((pair, parts));
     }
-    queueing.publishers_ready(args.publishers).await;
-    let start = Instant::now();
-    queueing.set_phase(Phase::Measured);
-    for publisher in publishing {
-        publisher.await.map_err(|_| BenchError::Task)??;
+    let queued_per_s = backlog.queue(fleet.at(first)?).await?;
+    if let Some((pair, parts)) = &mut beside {
+        parts.filling = pair.lap().await?;
     }
-    let queued_per_s = args.messages as f64 / start.elapsed().as_secs_f64();
     let queued_memory = memories(fleet)?;
-
-    let draining = Rc::new(Shared::default());
-    draining.set_phase(Phase::Measured);
-    let start = Instant::now();
-    let (connection, is_present) =
-        Connection::open(fleet.at(2)?, version, &client(version, CLIENT, true, false)).await?;
-    if !is_present {
-        return Err(BenchError::Stuck("the session is gone"));
-    }
-    let receiving = tokio::task::spawn_local(subscriber::receive(plan, connection, Rc::clone(&draining)));
-    let (mut last, mut last_at) = (0, start);
-    while draining.all().delivered < args.messages {
-        if draining.all().delivered > last {
-            (last, last_at) = (draining.all().delivered, Instant::now());
+    let mut boot_s = None;
+    if let Some(victim) = victim {
+        nodes::kill(fleet, victim)?;
+        let (started, admin) = nodes::start(fleet, victim)?;
+        nodes::ready(admin, BOOT_MAX).await?;
+        boot_s = Some(started.elapsed().as_secs_f64());
+        if let Some((pair, parts)) = &mut beside {
+            parts.booting = Some(pair.lap().await?);
         }
-        if start.elapsed() > DRAIN_MAX || last_at.elapsed() > DRAIN_IDLE_MAX || receiving.is_finished() {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // Not the time in which nothing came any more, when something is missing.
-    let end = if draining.all().delivered < args.messages { last_at } else { Instant::now() };
-    let drained_per_s = draining.all().delivered as f64 / (end - start).as_secs_f64().max(f64::EPSILON);
-    receiving.abort();
-    let (_, repeated, skipped) = draining.oddities();
+    let drained = backlog.drain(fleet.at(first + 2)?).await?;
+    let mut beside_report = None;
+    if let Some((pair, mut parts)) = beside {
+        parts.draining = pair.lap().await?;
+        parts.end = pair.end().await?;
+        beside_report = Some(parts);
+    }
     let report = Report {
         messages: args.messages,
         payload_bytes: args.bytes,
         queued_per_s,
         queued_memory,
-        drained_per_s,
+        boot_s,
+        drained_per_s: drained.per_s,
         drained_memory: memories(fleet)?,
-        delivered: draining.all().delivered,
-        repeated,
-        skipped,
+        delivered: drained.delivered,
+        repeated: drained.repeated,
+        skipped: drained.skipped,
+        beside: beside_report,
     };
-    end_session(fleet.at(0)?, version, CLIENT).await?;
-    let peak = report.drained_memory.iter().map(|m| m.peak_mib).max().unwrap_or_default();
-    match args.memory_mib_max.filter(|max| peak > *max) {
-        Some(bound) => Err(BenchError::Memory { peak, bound, report: report.table() }),
-        None => Ok(report),
-    }
+    end_session(fleet.at(0)?, backlog.version, backlog.client).await?;
+    report.held_to(args)
 }
 
 fn memories(fleet: &Fleet) -> Result<Vec<Memory>, BenchError> {
@@ -157,13 +162,23 @@ fn memories(fleet: &Fleet) -> Result<Vec<Memory>, BenchError> {
 }
 
 impl Report {
+    fn held_to(self, args: &OfflineArgs) -> Result<Self, BenchError> {
+        let peak = self.queued_memory.iter().chain(&self.drained_memory).map(|m| m.peak_mib).max().unwrap_or_default();
+        if let Some(bound) = args.memory_mib_max.filter(|max| peak > *max) {
+            return Err(BenchError::Memory { peak, bound, report: self.table() });
+        }
+        let boot = self.boot_s.unwrap_or_default();
+        BenchError::above(("the follower's boot", "s"), boot, args.boot_s_max, || self.table())?;
+        Ok(self)
+    }
+
     /// Lines for people.
     pub(crate) fn table(&self) -> String {
         let memory = |list: &[Memory]| {
             let shown: Vec<String> = list.iter().map(|m| format!("{} (peak {})", m.resident_mib, m.peak_mib)).collect();
             shown.join(", ")
         };
-        format!(
+        let mut text = format!(
             "{} messages of {} bytes for one session that is away\n\
              \x20 queued  {:>10.0} /s   memory of the brokers in MiB: {}\n\
              \x20 drained {:>10.0} /s   memory of the brokers in MiB: {}\n\
@@ -177,6 +192,23 @@ impl Report {
             self.delivered,
             self.repeated,
             self.skipped
-        )
+        );
+        if let Some(boot_s) = self.boot_s {
+            text += &format!(
+                "  a follower that was killed with everything queued was ready {boot_s:.2} s after its start\n"
+            );
+        }
+        if let Some(parts) = &self.beside {
+            text += "another pair of clients, one publish at a time\n";
+            text += &beside::line("before", &parts.before);
+            text += &beside::line("while the queue filled", &parts.filling);
+            if let Some(lap) = &parts.booting {
+                text += &beside::line("while the follower came back", lap);
+            }
+            text += &beside::line("while the queue drained", &parts.draining);
+            let End { acknowledged, missing, repeated } = parts.end;
+            text += &format!("  acknowledged {acknowledged}, missing {missing}, repeated {repeated}\n");
+        }
+        text
     }
 }

@@ -26,6 +26,8 @@ pub(crate) struct Plan {
     /// Unacknowledged publishes at a time (at QoS 0: publishes in one write).
     pub(crate) window: usize,
     pub(crate) payload_bytes: usize,
+    /// Payloads that no compression makes shorter; else all of one publisher are alike but for their stamps.
+    pub(crate) is_noise: bool,
     pub(crate) is_persistent: bool,
     /// Publishes a second; none: as fast as the window lets.
     pub(crate) rate: Option<f64>,
@@ -34,14 +36,15 @@ pub(crate) struct Plan {
 }
 
 /// An encoded PUBLISH with the places that change.
-struct Template {
+pub(crate) struct Template {
     bytes: Vec<u8>,
     id_at: Option<usize>,
     payload_at: usize,
+    is_noise: bool,
 }
 
 impl Template {
-    fn new(plan: &Plan) -> Self {
+    pub(crate) fn new(plan: &Plan) -> Self {
         let mut bytes = Vec::new();
         let payload_bytes = plan.payload_bytes.max(Stamp::BYTES);
         let publish = Publish {
@@ -56,10 +59,11 @@ impl Template {
         encode::publish(&mut bytes, plan.version, &publish);
         let payload_at = bytes.len() - payload_bytes;
         let properties = usize::from(plan.version == Version::V5);
-        Self { id_at: (plan.qos > 0).then(|| payload_at - properties - 2), payload_at, bytes }
+        Self { id_at: (plan.qos > 0).then(|| payload_at - properties - 2), payload_at, bytes, is_noise: plan.is_noise }
     }
 
-    fn append(&self, out: &mut Vec<u8>, id: u16, stamp: Stamp) {
+    /// One more with this packet identifier and stamp.
+    pub(crate) fn append(&self, out: &mut Vec<u8>, id: u16, stamp: Stamp) {
         let start = out.len();
         out.extend_from_slice(&self.bytes);
         if let Some(place) = self.id_at.and_then(|at| out.get_mut(start + at..start + at + 2)) {
@@ -68,6 +72,21 @@ impl Template {
         if let Some(place) = out.get_mut(start + self.payload_at..start + self.payload_at + Stamp::BYTES) {
             place.copy_from_slice(&stamp.to_bytes());
         }
+        if self.is_noise {
+            noise(out.get_mut(start + self.payload_at + Stamp::BYTES..).unwrap_or_default(), stamp);
+        }
+    }
+}
+
+/// Bytes that look random (splitmix64), the same for the same message.
+fn noise(payload: &mut [u8], stamp: Stamp) {
+    let mut state = stamp.seq ^ (u64::from(stamp.publisher) << 40);
+    for place in payload.chunks_mut(8) {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        let bytes = (mixed ^ (mixed >> 31)).to_le_bytes();
+        place.iter_mut().zip(bytes).for_each(|(place, byte)| *place = byte);
     }
 }
 
@@ -197,5 +216,22 @@ impl Publisher {
             *sent = 0;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn noise_differs_from_message_to_message() {
+        let of = |seq| {
+            let mut payload = [0; 21];
+            noise(&mut payload, Stamp { sent_ns: 1, publisher: 3, seq });
+            payload
+        };
+        assert_eq!(of(7), of(7));
+        assert_ne!(of(7), of(8));
+        assert!(of(0).iter().filter(|byte| **byte == 0).count() < 4);
     }
 }

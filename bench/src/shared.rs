@@ -188,6 +188,11 @@ impl Shared {
         self.acks.borrow().quantiles()
     }
 
+    /// From PUBLISH to PUBACK and to delivery, since this was last asked.
+    pub(crate) fn lap(&self) -> (Quantiles, Quantiles) {
+        (self.acks.take().quantiles(), self.end_to_end.take().quantiles())
+    }
+
     /// From PUBLISH to delivery.
     pub(crate) fn end_to_end_quantiles(&self) -> Quantiles {
         self.end_to_end.borrow().quantiles()

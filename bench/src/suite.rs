@@ -6,6 +6,7 @@ use serde::Serialize;
 use crate::failover::{self, FailoverArgs, How};
 use crate::fleet::Fleet;
 use crate::offline::{self, OfflineArgs};
+use crate::restart::{self, RestartArgs};
 use crate::throughput::{self, LoadArgs};
 use crate::{BenchError, machine};
 
@@ -30,6 +31,7 @@ pub(crate) struct Report {
     loads: Vec<throughput::Report>,
     offline: offline::Report,
     failovers: Vec<failover::Report>,
+    restart: restart::Report,
 }
 
 fn load(seconds: f64, qos: u8, clients: usize, window: u16) -> LoadArgs {
@@ -72,6 +74,9 @@ pub(crate) async fn run(fleet: &mut Fleet, args: &SuiteArgs, json: bool) -> Resu
         publishers: 10,
         window: 200,
         memory_mib_max: None,
+        beside: false,
+        boot: false,
+        boot_s_max: None,
         v4: false,
     };
     let offline = offline::run(fleet, &away).await?;
@@ -85,5 +90,8 @@ pub(crate) async fn run(fleet: &mut Fleet, args: &SuiteArgs, json: bool) -> Resu
         show(report.table());
         failovers.push(report);
     }
-    Ok(Report { machine, loads, offline, failovers })
+    let all = RestartArgs { publishers: 10, window: 100, bytes: 256, before: 10.0, after: 5.0, outage_s_max: None };
+    let restart = restart::run(fleet, &all).await?;
+    show(restart.table());
+    Ok(Report { machine, loads, offline, failovers, restart })
 }

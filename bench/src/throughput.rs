@@ -112,6 +112,7 @@ impl LoadArgs {
             qos: self.qos,
             window: usize::from(self.window),
             payload_bytes: self.bytes,
+            is_noise: false,
             is_persistent: !self.transient,
             rate: self.rate,
             messages_max: u64::MAX,

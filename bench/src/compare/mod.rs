@@ -3,10 +3,10 @@
 //!
 //! What fails is a result too: it is written down as it was said, and the next one begins.
 
-mod chart;
+pub(crate) mod chart;
 mod page;
 mod scenario;
-mod summary;
+pub(crate) mod summary;
 
 use std::path::{Path, PathBuf};
 use std::time::Instant;
@@ -157,12 +157,12 @@ async fn measure(
         return Outcome::Lacking(why.to_owned());
     }
     let attempt = async {
-        let fleet = Fleet::open(&fleet.of(contender.peer()))?;
+        let mut fleet = Fleet::open(&fleet.of(contender.peer()))?;
         if described.iter().all(|(of, _)| *of != contender) {
             described.extend(fleet.description()?.map(|description| (contender, description)));
         }
         let bound = scenario.bound(args);
-        tokio::time::timeout(bound, scenario.run(&fleet, args)).await.map_err(|_| BenchError::Endless(bound))?
+        tokio::time::timeout(bound, scenario.run(&mut fleet, args)).await.map_err(|_| BenchError::Endless(bound))?
     };
     match attempt.await {
         Ok((figures, report)) => Outcome::Measured { figures, report },

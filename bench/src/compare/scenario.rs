@@ -146,7 +146,7 @@ impl Scenario {
     /// Runs it.
     pub(super) async fn run(
         self,
-        fleet: &Fleet,
+        fleet: &mut Fleet,
         args: &CompareArgs,
     ) -> Result<(Figures, serde_json::Value), BenchError> {
         if let Some(load) = self.load(args.seconds) {
@@ -160,6 +160,9 @@ impl Scenario {
                 publishers: 10,
                 window: 100,
                 memory_mib_max: None,
+                beside: false,
+                boot: false,
+                boot_s_max: None,
                 v4: true,
             };
             let report = offline::run(fleet, &away).await?;

@@ -2,16 +2,16 @@
 
 /// The middle one, and the ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) struct Spread {
-    pub(super) median: f64,
-    pub(super) min: f64,
-    pub(super) max: f64,
+pub(crate) struct Spread {
+    pub(crate) median: f64,
+    pub(crate) min: f64,
+    pub(crate) max: f64,
     count: usize,
 }
 
 impl Spread {
     /// Of these; none of none.
-    pub(super) fn of(values: &[f64]) -> Option<Self> {
+    pub(crate) fn of(values: &[f64]) -> Option<Self> {
         let mut sorted = values.to_vec();
         sorted.sort_by(f64::total_cmp);
         let (min, max) = (sorted.first().copied()?, sorted.last().copied()?);
@@ -20,14 +20,14 @@ impl Spread {
     }
 
     /// `12 (10–15)`; only the value when there was one, or all were alike.
-    pub(super) fn shown(self, decimals: usize) -> String {
+    pub(crate) fn shown(self, decimals: usize) -> String {
         let [median, min, max] = [self.median, self.min, self.max].map(|value| number(value, decimals));
         if self.count == 1 || min == max { median } else { format!("{median} ({min}–{max})") }
     }
 }
 
 /// With commas between thousands.
-pub(super) fn number(value: f64, decimals: usize) -> String {
+pub(crate) fn number(value: f64, decimals: usize) -> String {
     let text = format!("{value:.decimals$}");
     let (sign, digits) = text.strip_prefix('-').map_or(("", text.as_str()), |rest| ("-", rest));
     let whole = digits.split('.').next().unwrap_or_default();

@@ -30,7 +30,7 @@ pub(super) fn wait(
         let Err(last) = look(processes) else { return Ok(()) };
         processes.check()?;
         if start.elapsed() > READY_MAX {
-            return Err(BenchError::PeerNotReady { what: what.to_owned(), bound: READY_MAX, last });
+            return Err(BenchError::NotWithin { what: what.to_owned(), bound: READY_MAX, last });
         }
         if last_word.elapsed() > WORD {
             eprintln!("still waiting for {what} ({:.0} s): {last}", start.elapsed().as_secs_f64());
