@@ -39,7 +39,7 @@ impl Fixture {
         f.observer.committed(AppliedView::default());
         f.proposer.submit(submission(7, publish(7))).unwrap();
         f.proposer.shared().with_stream(|s| s.connected(Instant::now()));
-        while !matches!(f.proposer.shared().step(Instant::now()), Step::Wait(_)) {}
+        while !matches!(f.proposer.shared().step(Instant::now()), Step::Wait { .. }) {}
         assert_eq!(f.proposer.depth(), (0, 1));
         assert_eq!(f.front.take(), [Told::Started(incarnation(n))]);
         f
