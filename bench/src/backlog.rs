@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
+use clap::Args;
 use quorate_jepsen::wire::Version;
 use tokio::task::JoinSet;
 
@@ -19,6 +20,38 @@ const CONNECT_MAX: Duration = Duration::from_secs(60);
 const DRAIN_MAX: Duration = Duration::from_secs(900);
 /// A drain without a delivery for so long is over.
 const DRAIN_IDLE_MAX: Duration = Duration::from_secs(60);
+
+/// How much is queued, and how.
+#[derive(Args, Clone, Debug)]
+pub(crate) struct BacklogArgs {
+    /// Messages that are queued for a session that is away.
+    #[arg(long, default_value_t = 1_000_000)]
+    pub(crate) messages: u64,
+    /// Bytes of a payload, at least 20.
+    #[arg(long, default_value_t = 256)]
+    pub(crate) bytes: usize,
+    /// Publishers that queue them.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u16).range(1..=1_000))]
+    pub(crate) publishers: u16,
+    /// Publishes of one publisher that may be unacknowledged.
+    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=16_000))]
+    pub(crate) window: u16,
+}
+
+impl BacklogArgs {
+    /// What is queued for `client`.
+    pub(crate) fn backlog(&self, client: &'static str, version: Version, is_noise: bool) -> Backlog {
+        Backlog {
+            client,
+            version,
+            messages: self.messages,
+            payload_bytes: self.bytes,
+            is_noise,
+            publishers: usize::from(self.publishers),
+            window: usize::from(self.window),
+        }
+    }
+}
 
 /// What is queued. All of this runs in a `LocalSet`.
 #[derive(Clone, Debug)]

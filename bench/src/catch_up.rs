@@ -8,7 +8,7 @@ use clap::Args;
 use serde::Serialize;
 use tokio::task::LocalSet;
 
-use crate::backlog::Backlog;
+use crate::backlog::BacklogArgs;
 use crate::beside::{self, Beside, End, Lap};
 use crate::fleet::Fleet;
 use crate::{BenchError, nodes};
@@ -23,18 +23,8 @@ const PURGED_TIMES: u64 = 4;
 /// The experiment.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct CatchUpArgs {
-    /// Messages that are queued for a session that is away, while the node is.
-    #[arg(long, default_value_t = 1_000_000)]
-    pub(crate) messages: u64,
-    /// Bytes of a payload, at least 20.
-    #[arg(long, default_value_t = 256)]
-    pub(crate) bytes: usize,
-    /// Publishers that queue them.
-    #[arg(long, default_value_t = 10)]
-    pub(crate) publishers: usize,
-    /// Publishes of one publisher that may be unacknowledged.
-    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=16_000))]
-    pub(crate) window: u16,
+    #[command(flatten)]
+    pub(crate) queue: BacklogArgs,
     /// MiB of log after which nodes take a snapshot, and that they keep behind it.
     #[arg(long, default_value_t = 16, value_name = "MIB", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) log_keep_mib: u64,
@@ -88,7 +78,7 @@ impl CatchUpArgs {
     /// What the nodes are configured with.
     pub(crate) fn env(&self) -> Result<[(&'static str, String); 2], BenchError> {
         let bytes = self.log_keep_mib << 20;
-        if self.messages.saturating_mul(self.bytes as u64) < bytes.saturating_mul(PURGED_TIMES) {
+        if self.queue.messages.saturating_mul(self.queue.bytes as u64) < bytes.saturating_mul(PURGED_TIMES) {
             return Err(BenchError::Pointless(
                 "so few messages would stay in the log, and no snapshot be needed: more --messages, or less --log-keep-mib",
             ));
@@ -106,23 +96,15 @@ pub(crate) async fn run(fleet: &mut Fleet, args: &CatchUpArgs) -> Result<Report,
 async fn run_local(fleet: &mut Fleet, args: &CatchUpArgs) -> Result<Report, BenchError> {
     let victim = nodes::follower(fleet).await?;
     let (first, second) = (fleet.at(victim + 1)?, fleet.at(victim + 2)?);
-    let backlog = Backlog {
-        client: "bench-catch-up",
-        version: fleet.version(false),
-        messages: args.messages,
-        payload_bytes: args.bytes,
-        // Rows are compressed: a snapshot of messages that are all alike would be a small one.
-        is_noise: true,
-        publishers: args.publishers,
-        window: usize::from(args.window),
-    };
+    // Rows are compressed: a snapshot of messages that are all alike would be a small one.
+    let backlog = args.queue.backlog("bench-catch-up", fleet.version(false), true);
     backlog.leave(first).await?;
     let plan = beside::Plan {
         publish_to: first,
         subscribe_to: if second == fleet.at(victim)? { first } else { second },
         version: backlog.version,
         rate: args.rate,
-        payload_bytes: args.bytes,
+        payload_bytes: args.queue.bytes,
     };
     let pair = Beside::start(plan).await?;
     let part = Duration::from_secs_f64(args.seconds);
@@ -152,8 +134,8 @@ async fn run_local(fleet: &mut Fleet, args: &CatchUpArgs) -> Result<Report, Benc
         said.flat_map(|(node, from)| sent(node.log().get(*from..).unwrap_or_default())).collect();
     let drained = backlog.drain(fleet.at(victim)?).await?;
     let report = Report {
-        messages: args.messages,
-        payload_bytes: args.bytes,
+        messages: args.queue.messages,
+        payload_bytes: args.queue.bytes,
         log_keep_mib: args.log_keep_mib,
         queued_per_s,
         caught_up_s,

@@ -6,7 +6,7 @@ use clap::Args;
 use serde::Serialize;
 use tokio::task::LocalSet;
 
-use crate::backlog::Backlog;
+use crate::backlog::BacklogArgs;
 use crate::beside::{self, Beside, End, Lap};
 use crate::connection::end_session;
 use crate::fleet::Fleet;
@@ -21,18 +21,8 @@ const BOOT_MAX: Duration = Duration::from_secs(300);
 /// The experiment.
 #[derive(Args, Clone, Debug)]
 pub(crate) struct OfflineArgs {
-    /// Messages to queue.
-    #[arg(long, default_value_t = 1_000_000)]
-    pub(crate) messages: u64,
-    /// Bytes of a payload, at least 20.
-    #[arg(long, default_value_t = 256)]
-    pub(crate) bytes: usize,
-    /// Publishers that queue them.
-    #[arg(long, default_value_t = 10)]
-    pub(crate) publishers: usize,
-    /// Publishes of one publisher that may be unacknowledged.
-    #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u16).range(1..=16_000))]
-    pub(crate) window: u16,
+    #[command(flatten)]
+    pub(crate) queue: BacklogArgs,
     /// Fails when a broker's memory was ever above so many MiB.
     #[arg(long, value_name = "MIB")]
     pub(crate) memory_mib_max: Option<u64>,
@@ -91,15 +81,7 @@ pub(crate) async fn run(fleet: &mut Fleet, args: &OfflineArgs) -> Result<Report,
 }
 
 async fn run_local(fleet: &mut Fleet, args: &OfflineArgs) -> Result<Report, BenchError> {
-    let backlog = Backlog {
-        client: "bench-offline",
-        version: fleet.version(args.v4),
-        messages: args.messages,
-        payload_bytes: args.bytes,
-        is_noise: false,
-        publishers: args.publishers,
-        window: usize::from(args.window),
-    };
+    let backlog = args.queue.backlog("bench-offline", fleet.version(args.v4), false);
     // Only one that is not to be killed has clients beside.
     let victim = if args.boot { Some(nodes::follower(fleet).await?) } else { None };
     let first = victim.map_or(0, |victim| victim + 1);
@@ -111,7 +93,7 @@ async fn run_local(fleet: &mut Fleet, args: &OfflineArgs) -> Result<Report, Benc
             subscribe_to: fleet.at(first + 1)?,
             version: backlog.version,
             rate: None,
-            payload_bytes: args.bytes,
+            payload_bytes: args.queue.bytes,
         };
         let pair = Beside::start(plan).await?;
         tokio::time::sleep(BESIDE_ALONE).await;
@@ -141,8 +123,8 @@ async fn run_local(fleet: &mut Fleet, args: &OfflineArgs) -> Result<Report, Benc
         beside_report = Some(parts);
     }
     let report = Report {
-        messages: args.messages,
-        payload_bytes: args.bytes,
+        messages: args.queue.messages,
+        payload_bytes: args.queue.bytes,
         queued_per_s,
         queued_memory,
         boot_s,

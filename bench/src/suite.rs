@@ -3,6 +3,7 @@
 use clap::Args;
 use serde::Serialize;
 
+use crate::backlog::BacklogArgs;
 use crate::failover::{self, FailoverArgs, How};
 use crate::fleet::Fleet;
 use crate::offline::{self, OfflineArgs};
@@ -69,10 +70,7 @@ pub(crate) async fn run(fleet: &mut Fleet, args: &SuiteArgs, json: bool) -> Resu
         loads.push(report);
     }
     let away = OfflineArgs {
-        messages: args.offline_messages,
-        bytes: 256,
-        publishers: 10,
-        window: 200,
+        queue: BacklogArgs { messages: args.offline_messages, bytes: 256, publishers: 10, window: 200 },
         memory_mib_max: None,
         beside: false,
         boot: false,

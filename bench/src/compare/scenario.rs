@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde::Serialize;
 
 use super::CompareArgs;
+use crate::backlog::BacklogArgs;
 use crate::fleet::Fleet;
 use crate::histogram::Quantiles;
 use crate::idle::{self, IdleArgs};
@@ -155,10 +156,12 @@ impl Scenario {
         }
         if self == Self::Offline {
             let away = OfflineArgs {
-                messages: args.offline_messages,
-                bytes: PAYLOAD_BYTES,
-                publishers: 10,
-                window: 100,
+                queue: BacklogArgs {
+                    messages: args.offline_messages,
+                    bytes: PAYLOAD_BYTES,
+                    publishers: 10,
+                    window: 100,
+                },
                 memory_mib_max: None,
                 beside: false,
                 boot: false,
