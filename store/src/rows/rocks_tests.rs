@@ -1,4 +1,5 @@
 use std::ops::ControlFlow;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use super::super::key::{self, RowKind};
 use super::super::{Change, MemRows, digest};
@@ -189,4 +190,45 @@ fn messages_are_found_wherever_they_lie_and_in_whatever_order_they_are_asked_for
             assert_eq!(together, one_by_one, "after {n}");
         }
     }
+}
+
+/// Nothing goes here: whatever is being written back meanwhile, each is there. Several look at once, so that they wait for
+/// each other: that is when a wrong order of looking shows.
+#[test]
+fn messages_that_are_written_back_while_they_are_looked_for_are_found() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rows = RocksRows::open(dir.path(), &small()).unwrap();
+    let key = |index: u64| key::of_position(RowKind::Message, Position::new(index, 0));
+    let (reader, made, stop) = (rows.reader(), AtomicU64::new(0), AtomicBool::new(false));
+    let look = || {
+        let mut times = 0;
+        while !stop.load(Ordering::Relaxed) {
+            let until = made.load(Ordering::Acquire);
+            let keys: Vec<Key> = (until.saturating_sub(60)..until).map(key).collect();
+            let (mut all, mut missing) = (keys.iter(), Vec::new());
+            reader
+                .messages(&keys, &mut |message| {
+                    missing.extend(all.next().filter(|_| message.is_none()));
+                    ControlFlow::Continue(())
+                })
+                .unwrap();
+            assert_eq!(missing, Vec::<&Key>::new(), "below {until}");
+            times += 1;
+        }
+        times
+    };
+    thread::scope(|scope| {
+        let looking: Vec<_> = (0..4).map(|_| scope.spawn(look)).collect();
+        for n in 0..20_000 {
+            let message = RowValue::message(message(Position::new(n, 0))).unwrap();
+            rows.write([(key(n), Change::New(message))].into_iter().collect()).unwrap();
+            made.store(n + 1, Ordering::Release);
+            if looking.iter().any(thread::ScopedJoinHandle::is_finished) {
+                break;
+            }
+        }
+        stop.store(true, Ordering::Relaxed);
+        let times: Vec<i32> = looking.into_iter().map(|looking| looking.join().unwrap()).collect();
+        assert!(times.iter().sum::<i32>() > 0, "{times:?}");
+    });
 }
