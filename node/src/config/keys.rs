@@ -277,7 +277,7 @@ keys! {
         /// Batches of this node on their way to the leader and through the log.
         batches_in_flight_max: usize = 64;
         /// Acknowledgements of clients that nothing waits for are proposed after so long, or with the next command that
-        /// comes: an entry of their own would cost every node an fsync. 0: at once.
+        /// comes: an entry of their own would cost every node an fsync. At most 1,000; 0: at once.
         settle_delay_ms: u64 = 5;
         /// Leader: bytes of log that wait for their fsync; above, proposals are refused.
         unflushed_bytes_max: usize = 67_108_864;

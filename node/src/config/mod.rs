@@ -38,6 +38,8 @@ const ALIASES_OUT_MOST: u16 = 1_024;
 const RESPONSE_PREFIX_BYTES_MOST: usize = 1_024;
 /// Most of `mqtt_workers`.
 const WORKERS_MOST: usize = 1_024;
+/// Most of `settle_delay_ms`.
+const SETTLE_DELAY_MS_MOST: u64 = 1_000;
 
 impl Key {
     /// The flag, without dashes before it.
@@ -209,6 +211,13 @@ impl Config {
         }
         if self.mqtt_workers > WORKERS_MOST {
             return refuse("mqtt_workers", "there can be at most 1,024", "use 0 for one for each processor");
+        }
+        if self.settle_delay_ms > SETTLE_DELAY_MS_MOST {
+            return refuse(
+                "settle_delay_ms",
+                "what clients acknowledge would lie on this node for long, and come again if it died",
+                "use at most 1,000; 0 proposes each at once",
+            );
         }
         for (key, value) in [("receive_maximum", self.receive_maximum), ("inflight_max", self.inflight_max)] {
             if value == 0 {

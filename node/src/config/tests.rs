@@ -117,6 +117,7 @@ fn senseless_values_are_refused_with_a_remedy() {
         (vec![("node_timeout_ms", "1000"), ("quorum_grace_ms", "500")], "node_timeout_ms"),
         (vec![("packet_bytes_max", "10")], "packet_bytes_max"),
         (vec![("inflight_max", "0")], "inflight_max"),
+        (vec![("settle_delay_ms", "1001")], "settle_delay_ms"),
         (vec![("connections_max", "0")], "connections_max"),
         (vec![("packet_bytes_max", "62914561")], "packet_bytes_max"),
         (vec![("subscribe_filters_max", "0")], "subscribe_filters_max"),
