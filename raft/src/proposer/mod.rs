@@ -271,7 +271,12 @@ impl Shared {
     /// Called by the sending task, over and over while it has a link.
     fn step(&self, now: Instant) -> Step {
         let Demand { commands, bytes, patient_until } =
-            lock(&self.waiting).as_mut().map_or_else(Demand::default, |w| w.demand(now, self.patience));
+            lock(&self.waiting).as_mut().map_or_else(Demand::default, |waiting| {
+                let demand = waiting.demand(now, self.patience);
+                // Before the stream is looked at: whoever frees a slot after that sees what waits for it.
+                self.show(waiting);
+                demand
+            });
         let (next, stalls) = {
             let mut stream = lock(&self.stream);
             let Some(stream) = stream.as_mut() else { return Step::Wait { stalls: None, patient_until: None } };

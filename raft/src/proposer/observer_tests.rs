@@ -1,10 +1,11 @@
+use futures_util::FutureExt as _;
 use quorate_store::effect::{Delivery, KickReason};
 use quorate_store::ids::{BatchSeq, NodeId};
 
 use super::*;
 use crate::options::Limits;
-use crate::proposer::testkit::{FakeFront, Told, connection, incarnation, publish, submission};
-use crate::proposer::{Step, StreamStats};
+use crate::proposer::testkit::{FakeFront, Told, connection, incarnation, publish, settle, submission};
+use crate::proposer::{Step, StreamStats, Submission};
 
 struct Fixture {
     proposer: Proposer,
@@ -156,4 +157,33 @@ fn a_refused_start_is_no_incarnation() {
     f.observer.committed(AppliedView::default());
     assert_eq!(f.front.take(), []);
     assert_eq!(f.proposer.incarnation(), None);
+}
+
+/// What could wait, has waited, and finds no slot: the next slot that is free is its, whatever else happens.
+#[test]
+fn what_has_waited_for_company_goes_when_a_slot_is_free() {
+    let mut f = Fixture::with_one_in_flight(3);
+    let (mut now, shared) = (Instant::now(), f.proposer.shared().clone());
+    let steps = |now| while !matches!(shared.step(now), Step::Wait { .. }) {};
+    for id in 8..11 {
+        f.proposer.submit(submission(id, publish(id))).unwrap();
+        steps(now);
+    }
+    assert_eq!(f.proposer.depth(), (0, 4));
+    for id in 11..13 {
+        let patient = Submission { can_wait: true, ..submission(id, settle(connection(1, 1), id)) };
+        f.proposer.submit(patient).unwrap();
+        steps(now);
+    }
+    now += std::time::Duration::from_secs(1);
+    steps(now);
+    assert_eq!(f.proposer.depth(), (2, 4), "four are in flight: it wants more company");
+    let is_woken = || shared.wake.notified().now_or_never().is_some();
+    is_woken(); // by what was submitted
+    assert!(!is_woken());
+    f.observer.effect(applied(3, 1));
+    f.observer.committed(AppliedView::default());
+    assert!(is_woken());
+    steps(now);
+    assert_eq!(f.proposer.depth(), (0, 4));
 }

@@ -71,6 +71,8 @@ pub(crate) struct Waiting {
     pressing: usize,
     /// Since when there are only such as can.
     patient_since: Option<Instant>,
+    /// They have waited, and are not cut yet: for want of a slot, as those that cannot wait.
+    is_overdue: bool,
 }
 
 /// What there is to be cut.
@@ -95,6 +97,7 @@ impl Waiting {
             bytes_max,
             pressing: 0,
             patient_since: None,
+            is_overdue: false,
         }
     }
 
@@ -124,13 +127,14 @@ impl Waiting {
             if now < until {
                 return Demand { patient_until: Some(until), ..Demand::default() };
             }
+            self.is_overdue = true;
         }
         Demand { commands: self.queue.len(), bytes: self.bytes, patient_until: None }
     }
 
-    /// Whether there is something that cannot wait.
+    /// Whether there is something that cannot wait, or not any longer.
     pub(crate) fn presses(&self) -> bool {
-        self.pressing > 0 || self.queue.len() >= PATIENT_COMMANDS_MAX
+        self.pressing > 0 || self.is_overdue || self.queue.len() >= PATIENT_COMMANDS_MAX
     }
 
     /// Whether whoever was refused should try again: a quarter below the bounds, so that they do not
@@ -172,6 +176,7 @@ impl Waiting {
             cut.waiters.push(Waiter { ticket: submission.ticket, command: command as u32 });
         }
         self.patient_since = None;
+        self.is_overdue = false;
         cut
     }
 
@@ -179,6 +184,7 @@ impl Waiting {
     pub(crate) fn clear(&mut self) -> usize {
         self.bytes = 0;
         self.pressing = 0;
+        self.is_overdue = false;
         let dropped = self.queue.len();
         self.queue.clear();
         dropped

@@ -118,6 +118,7 @@ fn what_can_wait_goes_with_what_cannot_or_when_it_has_waited() {
     assert_eq!(waiting.demand(start + patience / 2, patience), until, "from the first on");
     assert!(!waiting.presses());
     assert_eq!(waiting.demand(start + patience, patience).commands, 2);
+    assert!(waiting.presses(), "a slot that is free is for them, too");
 
     waiting.submit(submission(2, publish(2))).unwrap();
     assert!(waiting.presses());
